@@ -1,0 +1,253 @@
+"""Shared memory between the processes of one host and one user: `shm://name`.
+
+A connection is a socket and a few sealed memfds; nothing has a name in a file system, so nothing can be left behind. Rings,
+slots and waiting are the C core's (`transports/` at the root of the repository, with their specification in `SHM.md`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterable, Sequence
+
+from edgeml_ipc.errors import (
+    AuthenticationError,
+    ConnectionClosed,
+    ConnectionRefused,
+    EdgeMLError,
+    IncompatiblePeer,
+    SegmentError,
+    TimeoutError,
+    TransportUnavailable,
+)
+from edgeml_ipc.transports import _shm_handshake as handshake
+from edgeml_ipc.transports.base import (
+    MAX_HELLO_BYTES,
+    MAX_TOPICS,
+    Buffer,
+    Connection,
+    HandshakeRejected,
+    Listener,
+    Options,
+    Parts,
+    Transport,
+    Welcome,
+)
+
+try:
+    from edgeml_ipc.transports import _core
+except ImportError as error:
+    raise TransportUnavailable(
+        f"shared memory needs the C core, which was not built on this machine ({error}); reinstall with a C compiler, or use tcp"
+    ) from error
+
+NO_NONCE = bytes(handshake.NONCE_BYTES)
+
+
+def socket_name(name: str) -> str:
+    """Return the abstract socket that stands for `shm://name`; users do not share names."""
+    if not name or len(name) > 80 or "\0" in name:
+        raise ValueError(f"shm://{name!r}: a name has 1 to 80 characters")
+    return f"\0edgeml_ipc/{os.getuid()}/{name}"
+
+
+def topic_bits(topics: Iterable[int]) -> int:
+    """Return topics as a bit set. Raises ValueError for numbers past MAX_TOPICS."""
+    bits = 0
+    for topic in topics:
+        if not 0 <= topic < MAX_TOPICS:
+            raise ValueError(f"topic must be 0 to {MAX_TOPICS - 1}, not {topic}")
+        bits |= 1 << topic
+    return bits
+
+
+def new_link(waiter: _core.Waiter, sock: socket.socket, options: Options, label: str) -> _core.Link:
+    """Make this side's endpoint for a connection over `sock`, which stays the caller's."""
+    return _core.Link(
+        waiter, os.dup(sock.fileno()), options.ring_bytes, options.max_message_bytes, options.slot_budget_bytes, label
+    )
+
+
+class ShmConnection(Connection):
+    """The connecting end: it has a waiter of its own."""
+
+    transport = "shm"
+
+    def __init__(self, address: str, link: _core.Link, waiter: _core.Waiter, welcome: bytes) -> None:
+        self.address = address
+        self.welcome = welcome
+        self._link = link
+        self._waiter = waiter
+        self._ended = False
+        waiter.add(link)
+
+    @property
+    def closed(self) -> bool:
+        """True once this end was closed or the other's end was noticed."""
+        return not self._link.alive
+
+    def send(self, parts: Parts, timeout: float) -> None:
+        """See `Connection.send`."""
+        self._link.send(parts, timeout)
+
+    def recv(self, timeout: float | None) -> list[Buffer]:
+        """See `Connection.recv`."""
+        event = None if self._ended else self._waiter.recv(timeout)
+        if type(event) is tuple and event[1] is not None:
+            return event[1]
+        if event is False:
+            raise TimeoutError(f"{self.address}: nothing came within {timeout} s; the peer is alive")
+        self._ended = True  # no message, no timeout: this link ended, and its waiter has nothing else to tell
+        self._link.check()
+        raise ConnectionClosed(f"{self.address}: this side closed the connection")
+
+    def close(self) -> None:
+        """See `Connection.close`."""
+        self._link.close()
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters of both directions, and of waiting."""
+        return {**self._link.stats(), **self._waiter.stats()}
+
+
+class ShmServerConnection(Connection):
+    """The listener's end: read by the listener's `poll`."""
+
+    transport = "shm"
+
+    def __init__(self, address: str, link: _core.Link, hello: bytes, topics: int) -> None:
+        self.address = address
+        self.hello = hello
+        self.topics = topics
+        self.link = link
+
+    @property
+    def closed(self) -> bool:
+        """True once this end was closed or the other's end was noticed."""
+        return not self.link.alive
+
+    def send(self, parts: Parts, timeout: float) -> None:
+        """See `Connection.send`."""
+        self.link.send(parts, timeout)
+
+    def recv(self, timeout: float | None) -> list[Buffer]:
+        """Not for this end: raise TypeError."""
+        raise TypeError("a listener's connection is read by the listener's poll(), not by recv()")
+
+    def close(self) -> None:
+        """See `Connection.close`."""
+        self.link.close()
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters of both directions."""
+        return self.link.stats()
+
+
+def connect_socket(path: str, address: str, timeout: float) -> socket.socket:
+    """Connect to a listener's abstract socket and check that its user is ours. Raises as `Transport.connect`."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        # A listener whose backlog is full makes connect wait; Python's own timeout would turn that into an error at once.
+        seconds = max(timeout, 1e-3)
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        )
+        sock.connect(path)
+        sock.settimeout(seconds)
+        if handshake.peer_uid(sock) != os.getuid():
+            raise AuthenticationError(f"{address}: the server runs as another user (uid {handshake.peer_uid(sock)})")
+    except BlockingIOError as error:
+        sock.close()
+        raise TimeoutError(f"{address}: the server did not accept within {timeout} s") from error
+    except ConnectionRefusedError as error:
+        sock.close()
+        raise ConnectionRefused(f"{address}: nothing listens there in this network namespace") from error
+    except EdgeMLError:
+        sock.close()
+        raise
+    return sock
+
+
+def _exchange(
+    sock: socket.socket, link: _core.Link, waiter: _core.Waiter, address: str, message: handshake.Hello
+) -> bytes:
+    """Run the client's half of the handshake; return the server's answer."""
+    handshake.send_packet(sock, message.pack(), [link.endpoint_fd(), waiter.board_fd()])
+    packet, fds = handshake.recv_packet(sock)
+    try:
+        if not packet:
+            raise IncompatiblePeer(f"{address}: the listener closed the connection during the handshake")
+        verdict = handshake.Verdict.unpack(packet)
+        if verdict.status == handshake.REJECTED:
+            raise HandshakeRejected(verdict.payload)
+        if verdict.status != handshake.OK or verdict.version != handshake.VERSION or len(fds) != 2:
+            raise IncompatiblePeer(
+                f"{address}: the server speaks version {verdict.version} of the shared-memory handshake and answered "
+                f"{verdict.status}; this side speaks version {handshake.VERSION}"
+            )
+        theirs = link.attach(fds.pop(0), fds.pop(0), handshake.peer_pidfd(sock), message.topics)
+    finally:
+        handshake.close_fds(fds)
+    if verdict.challenge != link.challenge():
+        raise IncompatiblePeer(f"{address}: the server read other bytes in our page than we wrote")
+    handshake.send_packet(sock, theirs)
+    if handshake.recv_packet(sock)[0] != handshake.READY:
+        raise IncompatiblePeer(f"{address}: the server could not prove that it shares memory with this process")
+    return verdict.payload
+
+
+def connect(
+    path: str, address: str, *, hello: bytes, topics: Sequence[int], timeout: float, options: Options, nonce: bytes
+) -> ShmConnection:
+    """Connect to the listener at the abstract socket `path`, showing `nonce`; raises as `Transport.connect`."""
+    if len(hello) > MAX_HELLO_BYTES:
+        raise ValueError(f"hello has {len(hello)} bytes; the limit is {MAX_HELLO_BYTES}")
+    start = time.monotonic()
+    message = handshake.Hello(handshake.VERSION, topic_bits(topics), nonce, hello)
+    sock = connect_socket(path, address, timeout)
+    waiter = _core.Waiter()
+    with sock:
+        link = new_link(waiter, sock, options, address)
+        try:
+            sock.settimeout(max(timeout - (time.monotonic() - start), 1e-3))
+            welcome = _exchange(sock, link, waiter, address, message)
+            return ShmConnection(address, link, waiter, welcome)
+        except builtin_timeout as error:
+            link.close()
+            raise TimeoutError(f"{address}: something listens there and did not answer within {timeout} s") from error
+        except (handshake.MalformedPacket, ConnectionResetError, BrokenPipeError) as error:
+            link.close()
+            raise IncompatiblePeer(f"{address}: what listens there does not speak this protocol: {error}") from error
+        except EdgeMLError:
+            link.close()
+            raise
+
+
+builtin_timeout = socket.timeout
+
+
+class ShmTransport(Transport):
+    """`shm://name`: an abstract socket in the network namespace; only the same user may connect."""
+
+    scheme = "shm"
+
+    def connect(
+        self, address: str, *, hello: bytes, topics: Sequence[int], timeout: float, options: Options
+    ) -> Connection:
+        """See `Transport.connect`."""
+        name = address.removeprefix("shm://")
+        return connect(
+            socket_name(name), address, hello=hello, topics=topics, timeout=timeout, options=options, nonce=NO_NONCE
+        )
+
+    def listen(self, address: str, *, welcome: Welcome, options: Options) -> Listener:
+        """See `Transport.listen`."""
+        from edgeml_ipc.transports.shm_listener import ShmListener
+
+        name = address.removeprefix("shm://")
+        return ShmListener(address, socket_name(name), welcome=welcome, options=options)
+
+
+__all__ = ["SegmentError", "ShmConnection", "ShmServerConnection", "ShmTransport", "connect"]

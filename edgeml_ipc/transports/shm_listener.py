@@ -1,0 +1,307 @@
+"""The listening end of shared memory: a reception thread that shakes hands, and one waiter that reads all connections."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from edgeml_ipc.errors import AddressInUse, ConnectionClosed, EdgeMLError, MessageTooLarge
+from edgeml_ipc.transports import _core
+from edgeml_ipc.transports import _shm_handshake as handshake
+from edgeml_ipc.transports.base import MAX_TOPICS, Buffer, Connection, HandshakeRejected, Listener, Options, Parts, Welcome
+from edgeml_ipc.transports.shm import NO_NONCE, ShmServerConnection, new_link
+
+HANDSHAKE_SECONDS = 5.0  # that a client may take for its side of a handshake
+MAX_GUESTS = 64  # clients that shake hands at one time; more wait in the socket's backlog
+EVENTS_PER_POLL = 64
+
+
+@dataclass
+class _Guest:
+    """A client in the middle of its handshake."""
+
+    sock: socket.socket
+    deadline: float
+    connection: ShmServerConnection | None = None  # once HELLO was answered; PROOF is awaited
+    expected_proof: bytes = b""
+
+
+@dataclass
+class _Counters:
+    accepted: int = 0
+    rejected: int = 0
+    ended: int = 0
+    publishes: int = 0
+    bytes_published: int = 0
+    messages_received: int = 0
+    bytes_received_by_ended: int = 0
+
+
+@dataclass
+class _Published:
+    """The topics, and the lock under which they are published and subscribed to."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    topics: dict[int, _core.Topic] = field(default_factory=dict)
+
+
+class ShmListener(Listener):
+    """Listens at an abstract socket; `nonce` must be shown by clients, if given.
+
+    Threads: `poll` belongs to one thread; `publish`, `wake`, `close` and `stats` to any.
+    """
+
+    port = 0
+
+    def __init__(
+        self, address: str, path: str, *, welcome: Welcome, options: Options, nonce: bytes = NO_NONCE, watch_fd: int = -1
+    ) -> None:
+        self.address = address
+        self._welcome = welcome
+        self._options = options
+        self._nonce = nonce
+        self._waiter = _core.Waiter()
+        if watch_fd >= 0:
+            self._waiter.watch(watch_fd)
+        self._connections: dict[_core.Link, ShmServerConnection] = {}
+        self._arrived: deque[ShmServerConnection] = deque()
+        self._published = _Published()
+        self._count = _Counters()
+        self._closed = False
+        self._socket = self._bind(path)
+        self._stop_reader, self._stop_writer = os.pipe()
+        self._reception = threading.Thread(target=self._receive_guests, name=f"reception {address}", daemon=True)
+        self._reception.start()
+
+    def _bind(self, path: str) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            sock.bind(path)
+            sock.listen(128)
+        except OSError as error:
+            sock.close()
+            raise AddressInUse(f"{self.address}: another process of this user listens there") from error
+        return sock
+
+    # ---- the thread of the caller of poll
+
+    def poll(self, timeout: float | None) -> list[tuple[Connection, list[Buffer] | None]]:
+        """See `Listener.poll`."""
+        if self._arrived:
+            self._adopt()
+        if self._closed:
+            raise ConnectionClosed(f"{self.address}: this listener was closed")
+        events = self._waiter.recv_many(timeout, EVENTS_PER_POLL)
+        if not events:
+            if self._closed:
+                raise ConnectionClosed(f"{self.address}: this listener was closed")
+            return []
+        connections = self._connections
+        result: list[tuple[Connection, list[Buffer] | None]] = []
+        for link, parts in events:
+            connection = connections[link]
+            result.append((connection, parts))
+            if parts is None:
+                self._forget(connection)
+        return result
+
+    def _adopt(self) -> None:
+        """Take over what the reception thread has let in."""
+        while self._arrived:
+            connection = self._arrived.popleft()
+            self._connections[connection.link] = connection
+            self._waiter.add(connection.link)
+
+    def _forget(self, connection: ShmServerConnection) -> None:
+        del self._connections[connection.link]
+        counters = connection.link.stats()
+        self._count.ended += 1
+        self._count.messages_received += counters["messages_received"]
+        self._count.bytes_received_by_ended += counters["bytes_received"]
+        connection.close()
+        if connection.topics:
+            with self._published.lock:
+                for topic in self._published.topics.values():
+                    topic.remove(connection.link)
+
+    # ---- any thread
+
+    def publish(self, topic: int, parts: Parts) -> None:
+        """See `Listener.publish`."""
+        self._publish(topic, parts, hold=False)
+
+    def publish_and_hold(self, topic: int, parts: Parts) -> list[Buffer] | None:
+        """Publish, and return the value as read-only views on the slot; None if too many earlier ones are still held."""
+        return self._publish(topic, parts, hold=True)
+
+    def _publish(self, topic: int, parts: Parts, *, hold: bool) -> list[Buffer] | None:
+        parts = parts if isinstance(parts, list | tuple) else list(parts)
+        total_bytes = sum(memoryview(part).nbytes for part in parts)
+        if total_bytes > self._options.max_message_bytes:
+            raise MessageTooLarge(
+                f"{self.address}: a value of {total_bytes} bytes is over the limit of {self._options.max_message_bytes}"
+            )
+        with self._published.lock:
+            if self._closed:
+                raise ConnectionClosed(f"{self.address}: this listener was closed")
+            publisher = self._topic(topic)
+            publisher.publish(parts)
+            self._count.publishes += 1
+            self._count.bytes_published += total_bytes
+            return publisher.hold() if hold else None
+
+    def _topic(self, index: int) -> _core.Topic:
+        if index not in self._published.topics:
+            self._published.topics[index] = _core.Topic(self._waiter, index, self._options.slot_budget_bytes)
+        return self._published.topics[index]
+
+    def wake(self) -> None:
+        """See `Listener.wake`."""
+        self._waiter.wake()
+
+    def close(self) -> None:
+        """See `Listener.close`."""
+        with self._published.lock:
+            if self._closed:
+                return
+            self._closed = True
+        os.write(self._stop_writer, b"x")
+        self._reception.join()
+        self._socket.close()
+        os.close(self._stop_reader)
+        os.close(self._stop_writer)
+        for connection in (*self._connections.values(), *self._arrived):
+            connection.close()
+        self._waiter.wake()
+
+    def stats(self) -> dict[str, int]:
+        """Return counters; those of each connection are its own."""
+        live = [c.stats() for c in list(self._connections.values())]
+        with self._published.lock:
+            topics = [topic.stats() for topic in self._published.topics.values()]
+        return {
+            "connections": len(live),
+            "accepted": self._count.accepted,
+            "rejected": self._count.rejected,
+            "ended": self._count.ended,
+            "messages_received": self._count.messages_received + sum(s["messages_received"] for s in live),
+            "bytes_received": self._count.bytes_received_by_ended + sum(s["bytes_received"] for s in live),
+            "publishes": self._count.publishes,
+            "bytes_published": self._count.bytes_published,
+            "subscribers": sum(t["subscribers"] for t in topics),
+            "slot_bytes": sum(s["slot_bytes"] for s in live) + sum(t["slot_bytes"] for t in topics),
+            "ring_used_bytes": sum(s["ring_used_bytes"] for s in live),
+            "ring_capacity_bytes": sum(s["ring_capacity_bytes"] for s in live),
+            **self._waiter.stats(),
+        }
+
+    # ---- the reception thread
+
+    def _receive_guests(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._stop_reader, selectors.EVENT_READ, "stop")
+            selector.register(self._socket, selectors.EVENT_READ, "door")
+            guests: dict[int, _Guest] = {}
+            while True:
+                first = min((guest.deadline for guest in guests.values()), default=None)
+                events = selector.select(None if first is None else max(first - time.monotonic(), 0))
+                if any(key.data == "stop" for key, _ in events):
+                    break
+                for key, _ in events:
+                    if key.data == "door":
+                        self._open_door(selector, guests)
+                    elif not self._hear(guests[key.fd]):
+                        self._dismiss(selector, guests, key.fd)
+                for fd in [fd for fd, guest in guests.items() if guest.deadline <= time.monotonic()]:
+                    self._dismiss(selector, guests, fd)
+            for fd in list(guests):
+                self._dismiss(selector, guests, fd)
+
+    def _open_door(self, selector: selectors.BaseSelector, guests: dict[int, _Guest]) -> None:
+        try:
+            sock, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        sock.setblocking(False)
+        if handshake.peer_uid(sock) != os.getuid() or len(guests) >= MAX_GUESTS:
+            self._count.rejected += 1
+            sock.close()
+            return
+        guests[sock.fileno()] = _Guest(sock, time.monotonic() + HANDSHAKE_SECONDS)
+        selector.register(sock, selectors.EVENT_READ)
+
+    def _dismiss(self, selector: selectors.BaseSelector, guests: dict[int, _Guest], fd: int) -> None:
+        """The handshake of that guest is over. One that was let in lives on in its link's own copy of the socket."""
+        guest = guests.pop(fd)
+        selector.unregister(guest.sock)
+        guest.sock.close()
+        if guest.connection is not None:
+            guest.connection.close()
+
+    def _hear(self, guest: _Guest) -> bool:
+        """Take one packet of a guest; False when its handshake is over, whether it was let in or not."""
+        fds: list[int] = []
+        try:
+            packet, fds = handshake.recv_packet(guest.sock)
+            if guest.connection is None:
+                return self._answer(guest, packet, fds)
+            if packet == guest.expected_proof:
+                self._let_in(guest)
+                return False
+        except BlockingIOError:
+            return True
+        except (handshake.MalformedPacket, EdgeMLError, OSError):
+            pass  # counted below: a guest that does not keep the protocol is sent away
+        finally:
+            handshake.close_fds(fds)
+        self._count.rejected += 1
+        return False
+
+    def _answer(self, guest: _Guest, packet: bytes, fds: list[int]) -> bool:
+        hello = handshake.Hello.unpack(packet)
+        if hello.version != handshake.VERSION:
+            return self._refuse(guest, handshake.INCOMPATIBLE, b"")
+        if hello.nonce != self._nonce or hello.topics >> MAX_TOPICS or len(fds) != 2:
+            return self._refuse(guest, handshake.WRONG_NONCE, b"")
+        try:
+            answer = self._welcome(hello.hello)
+        except HandshakeRejected as rejection:
+            return self._refuse(guest, handshake.REJECTED, rejection.payload)
+        link = new_link(self._waiter, guest.sock, self._options, self.address)
+        pidfd = handshake.peer_pidfd(guest.sock)
+        theirs = link.attach(fds.pop(0), fds.pop(0), pidfd, 0)
+        guest.connection = ShmServerConnection(self.address, link, hello.hello, hello.topics)
+        guest.expected_proof = link.challenge()
+        verdict = handshake.Verdict(handshake.OK, theirs, answer)
+        handshake.send_packet(guest.sock, verdict.pack(), [link.endpoint_fd(), self._waiter.board_fd()])
+        return True
+
+    def _refuse(self, guest: _Guest, status: int, payload: bytes) -> bool:
+        self._count.rejected += 1
+        with contextlib.suppress(OSError):
+            handshake.send_packet(guest.sock, handshake.Verdict(status, bytes(handshake.CHALLENGE_BYTES), payload).pack())
+        return False
+
+    def _let_in(self, guest: _Guest) -> None:
+        connection = guest.connection
+        assert connection is not None
+        with self._published.lock:
+            try:
+                for topic in range(MAX_TOPICS):
+                    if connection.topics >> topic & 1:
+                        self._topic(topic).add(connection.link)
+            except EdgeMLError:
+                for publisher in self._published.topics.values():
+                    publisher.remove(connection.link)
+                raise
+        guest.connection = None  # it stays when the guest is dismissed
+        self._count.accepted += 1
+        self._arrived.append(connection)
+        self._waiter.wake()
+        handshake.send_packet(guest.sock, handshake.READY)
