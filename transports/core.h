@@ -71,7 +71,8 @@ typedef struct {
     uint16_t version;
     uint16_t pad0;
     uint32_t pad1;
-    _Alignas(128) _Atomic uint32_t park_epoch;            /* odd: I sleep */
+    _Alignas(128) _Atomic uint32_t park_epoch; /* odd: I sleep */
+    _Atomic uint32_t cpu;                      /* where I last began to wait; a hint */
     _Alignas(128) _Atomic uint64_t latest[EIPC_TOPICS]; /* version << 24 | generation << 8 | slot + 1; 0 = nothing yet */
 } eipc_board;
 

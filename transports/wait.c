@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SPIN_LIMIT_NS = 200000, SPIN_FIRST_NS = 50000, SPIN_LEAST_NS = 1000, YIELD_AFTER_NS = 20000 };
+enum { SPIN_LIMIT_NS = 200000, SPIN_FIRST_NS = 50000, SPIN_LEAST_NS = 1000, YIELD_AFTER_NS = 3000 };
 
 /* A waiter that always finds something still has to hear of deaths, new connections and wakes. */
 enum { WAITS_BETWEEN_SLEEPS = 64 };
@@ -128,11 +128,22 @@ static void relax(void) {
 #endif
 }
 
+/* A peer on this very CPU can't run while we spin. */
+static bool shares_cpu(const eipc_waiter *waiter) {
+    uint32_t cpu = (uint32_t)sched_getcpu();
+    atomic_store_explicit(&waiter->board->cpu, cpu, memory_order_relaxed);
+    for (size_t i = 0; i < waiter->link_count; i++)
+        if (atomic_load_explicit(&waiter->links[i]->peer_board->cpu, memory_order_relaxed) == cpu) return true;
+    return false;
+}
+
 /* The budget follows what waiting has lately cost: twice the last wait that spinning won, half after each it lost. */
 static eipc_link *spin(eipc_waiter *waiter, int64_t deadline_ns) {
     int64_t start = eipc_now_ns(), now = start, until = start + waiter->spin_budget_ns;
     if (deadline_ns > 0 && deadline_ns < until) until = deadline_ns;
+    int64_t yield_from = shares_cpu(waiter) ? start : start + YIELD_AFTER_NS;
     while (now < until) {
+        if (now >= yield_from) sched_yield();
         for (int i = 0; i < 32; i++) {
             eipc_link *ready = eipc_waiter_scan(waiter);
             if (ready) {
@@ -145,7 +156,6 @@ static eipc_link *spin(eipc_waiter *waiter, int64_t deadline_ns) {
             relax();
         }
         now = eipc_now_ns();
-        if (now - start > YIELD_AFTER_NS) sched_yield(); /* the peer may be waiting for this very CPU */
     }
     waiter->count.spins_lost++;
     waiter->spins_lost_in_row++;

@@ -146,7 +146,7 @@ class Listener(ABC):
 
     @abstractmethod
     def publish(self, topic: int, parts: Parts) -> None:
-        """Make `parts` the newest value of `topic`. Any thread. Never waits for a subscriber; returns when the parts were copied.
+        """Make `parts` the newest value of `topic`. Any thread. Never waits for a subscriber; the parts are copied.
 
         Raises:
             MessageTooLarge: over `max_message_bytes` or `MAX_PARTS`. BufferFull: the slot budget cannot hold even this value.
@@ -177,9 +177,7 @@ class Transport(ABC):
     scheme: str
 
     @abstractmethod
-    def connect(
-        self, address: str, *, hello: bytes, topics: Sequence[int], timeout: float, options: Options
-    ) -> Connection:
+    def connect(self, address: str, *, hello: bytes, topics: Sequence[int], timeout: float, options: Options) -> Connection:
         """Connect, show `hello`, and subscribe to `topics`.
 
         Raises:

@@ -6,6 +6,7 @@ slots and waiting are the C core's (`transports/` at the root of the repository,
 
 from __future__ import annotations
 
+import builtins
 import os
 import socket
 import struct
@@ -18,7 +19,6 @@ from edgeml_ipc.errors import (
     ConnectionRefused,
     EdgeMLError,
     IncompatiblePeer,
-    SegmentError,
     TimeoutError,
     TransportUnavailable,
 )
@@ -40,7 +40,7 @@ try:
     from edgeml_ipc.transports import _core
 except ImportError as error:
     raise TransportUnavailable(
-        f"shared memory needs the C core, which was not built on this machine ({error}); reinstall with a C compiler, or use tcp"
+        f"shared memory needs the C core, which was not built here ({error}); reinstall with a C compiler, or use tcp"
     ) from error
 
 NO_NONCE = bytes(handshake.NONCE_BYTES)
@@ -151,9 +151,7 @@ def connect_socket(path: str, address: str, timeout: float) -> socket.socket:
     try:
         # A listener whose backlog is full makes connect wait; Python's own timeout would turn that into an error at once.
         seconds = max(timeout, 1e-3)
-        sock.setsockopt(
-            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-        )
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
         sock.connect(path)
         sock.settimeout(seconds)
         if handshake.peer_uid(sock) != os.getuid():
@@ -170,9 +168,7 @@ def connect_socket(path: str, address: str, timeout: float) -> socket.socket:
     return sock
 
 
-def _exchange(
-    sock: socket.socket, link: _core.Link, waiter: _core.Waiter, address: str, message: handshake.Hello
-) -> bytes:
+def _exchange(sock: socket.socket, link: _core.Link, waiter: _core.Waiter, address: str, message: handshake.Hello) -> bytes:
     """Run the client's half of the handshake; return the server's answer."""
     handshake.send_packet(sock, message.pack(), [link.endpoint_fd(), waiter.board_fd()])
     packet, fds = handshake.recv_packet(sock)
@@ -214,7 +210,7 @@ def connect(
             sock.settimeout(max(timeout - (time.monotonic() - start), 1e-3))
             welcome = _exchange(sock, link, waiter, address, message)
             return ShmConnection(address, link, waiter, welcome)
-        except builtin_timeout as error:
+        except builtins.TimeoutError as error:
             link.close()
             raise TimeoutError(f"{address}: something listens there and did not answer within {timeout} s") from error
         except (handshake.MalformedPacket, ConnectionResetError, BrokenPipeError) as error:
@@ -225,22 +221,15 @@ def connect(
             raise
 
 
-builtin_timeout = socket.timeout
-
-
 class ShmTransport(Transport):
     """`shm://name`: an abstract socket in the network namespace; only the same user may connect."""
 
     scheme = "shm"
 
-    def connect(
-        self, address: str, *, hello: bytes, topics: Sequence[int], timeout: float, options: Options
-    ) -> Connection:
+    def connect(self, address: str, *, hello: bytes, topics: Sequence[int], timeout: float, options: Options) -> Connection:
         """See `Transport.connect`."""
         name = address.removeprefix("shm://")
-        return connect(
-            socket_name(name), address, hello=hello, topics=topics, timeout=timeout, options=options, nonce=NO_NONCE
-        )
+        return connect(socket_name(name), address, hello=hello, topics=topics, timeout=timeout, options=options, nonce=NO_NONCE)
 
     def listen(self, address: str, *, welcome: Welcome, options: Options) -> Listener:
         """See `Transport.listen`."""
@@ -248,6 +237,3 @@ class ShmTransport(Transport):
 
         name = address.removeprefix("shm://")
         return ShmListener(address, socket_name(name), welcome=welcome, options=options)
-
-
-__all__ = ["SegmentError", "ShmConnection", "ShmServerConnection", "ShmTransport", "connect"]

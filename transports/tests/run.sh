@@ -21,7 +21,7 @@ must_pass() { # name, test
 }
 
 must_be_caught() { # name, test
-    if TSAN_OPTIONS="halt_on_error=1 exitcode=66" "$out/$1" "$2" "$seconds" >"$out/log" 2>&1; then
+    if TSAN_OPTIONS="halt_on_error=1 exitcode=66" "$out/$1" "$2" $((seconds * 10)) >"$out/log" 2>&1; then
         echo "NOT CAUGHT: $1 passed test $2" >&2
         exit 1
     fi
