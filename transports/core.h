@@ -136,10 +136,12 @@ typedef struct eipc_link {
     uint64_t max_message_bytes, slot_budget_bytes;
     eipc_slot tx_slots[EIPC_SLOTS];
     uint64_t uses;
-    pthread_mutex_t packets; /* guards the socket's reading end and the two tables below */
+    pthread_mutex_t packets; /* guards the socket's reading end, its end, and the two tables of slots */
+    bool packets_ended;      /* the socket told its end; a death told by the pidfd alone leaves packets to read */
     eipc_map *rx_slots[EIPC_SLOTS];
     eipc_map *rx_topic_slots[EIPC_TOPICS][EIPC_TOPIC_SLOTS];
-    uint32_t topics; /* bit set of those that I subscribed to */
+    uint32_t wanted_topics;      /* bit set of those that I subscribed to */
+    _Atomic uint32_t topics;     /* the same, once the publisher has announced their slots */
     uint64_t topic_seen[EIPC_TOPICS];
     uint32_t turn;
     _Atomic bool gone;   /* the socket or the pidfd said that the peer is dead */
@@ -154,7 +156,8 @@ int eipc_link_create(eipc_waiter *waiter, int sock, uint64_t ring_bytes, uint64_
                      uint64_t slot_budget_bytes, eipc_link **out); /* takes the socket over, also on failure */
 int eipc_link_attach(eipc_link *link, eipc_map *endpoint, eipc_map *board); /* takes the maps over, also on failure */
 void eipc_link_watch_process(eipc_link *link, int pidfd);                   /* takes the pidfd over */
-void eipc_link_subscribe(eipc_link *link, uint32_t topics);
+void eipc_link_subscribe(eipc_link *link, uint32_t topics); /* takes effect when the publisher says so */
+int eipc_link_open_topics(eipc_link *link);                 /* the publisher says so, after eipc_topic_add */
 void eipc_link_close(eipc_link *link); /* idempotent, any thread; memory goes with the last unref */
 void eipc_link_ref(eipc_link *link);
 void eipc_link_unref(eipc_link *link);

@@ -1,6 +1,7 @@
 /* One connection: a SEQPACKET socket that is fd channel, doorbell and death notice at once, and two endpoint segments.
  *
- * Packets: one byte 'B' rings the doorbell; 'S' with one fd announces a slot. The end of the socket, or of the peer's
+ * Packets: one byte 'B' rings the doorbell; 'S' with one fd announces a slot; 'T' opens the topics, all of whose slots have
+ * been announced. The end of the socket, or of the peer's
  * process (its pidfd: a forked child that inherited the socket would hide its death), ends the connection.
  */
 #define _GNU_SOURCE
@@ -16,6 +17,7 @@
 
 static const char doorbell_packet = 'B';
 static const char slot_packet = 'S';
+static const char topics_packet = 'T';
 
 typedef struct {
     char type;
@@ -83,7 +85,7 @@ int eipc_link_attach(eipc_link *link, eipc_map *endpoint, eipc_map *board) {
 
 void eipc_link_watch_process(eipc_link *link, int pidfd) { link->pidfd = pidfd; }
 
-void eipc_link_subscribe(eipc_link *link, uint32_t topics) { link->topics = topics & ((1u << EIPC_TOPICS) - 1); }
+void eipc_link_subscribe(eipc_link *link, uint32_t topics) { link->wanted_topics = topics & ((1u << EIPC_TOPICS) - 1); }
 
 void eipc_link_close(eipc_link *link) {
     if (atomic_exchange(&link->closed, true)) return;
@@ -138,6 +140,15 @@ void eipc_link_ring_for_room(eipc_link *link) { ring_for(link, &link->peer->spac
 
 /* ---- packets ------------------------------------------------------------------------------------------------------- */
 
+static int packet_failed(eipc_link *link) {
+    if (errno == EPIPE || errno == ECONNRESET || errno == ENOTCONN) {
+        atomic_store(&link->gone, true);
+        return EIPC_GONE;
+    }
+    /* A peer that leaves hundreds of packets unread does not keep the protocol. */
+    return errno == EAGAIN ? eipc_link_violation(link) : EIPC_SYSTEM;
+}
+
 int eipc_link_announce(eipc_link *link, int topic, uint32_t slot, const eipc_map *map) {
     announcement body = {slot_packet, 0, (int16_t)topic, slot, map->generation, 0, map->bytes};
     struct iovec data = {&body, sizeof body};
@@ -152,13 +163,11 @@ int eipc_link_announce(eipc_link *link, int topic, uint32_t slot, const eipc_map
     header->cmsg_type = SCM_RIGHTS;
     header->cmsg_len = CMSG_LEN(sizeof(int));
     memcpy(CMSG_DATA(header), &map->fd, sizeof(int));
-    if (sendmsg(link->sock, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)sizeof body) return EIPC_OK;
-    if (errno == EPIPE || errno == ECONNRESET || errno == ENOTCONN) {
-        atomic_store(&link->gone, true);
-        return EIPC_GONE;
-    }
-    /* A peer that leaves hundreds of packets unread does not keep the protocol. */
-    return errno == EAGAIN ? eipc_link_violation(link) : EIPC_SYSTEM;
+    return sendmsg(link->sock, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)sizeof body ? EIPC_OK : packet_failed(link);
+}
+
+int eipc_link_open_topics(eipc_link *link) {
+    return send(link->sock, &topics_packet, 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1 ? EIPC_OK : packet_failed(link);
 }
 
 static void take_slot(eipc_link *link, const announcement *body, int fd) {
@@ -202,11 +211,12 @@ static bool read_packet(eipc_link *link) {
     ssize_t n = recvmsg(link->sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (n < 0) {
         if (errno == EINTR || errno == ECONNRESET) return true; /* what was queued before the reset comes after it */
-        if (errno != EAGAIN) atomic_store(&link->gone, true);
-        return false;
+        if (errno == EAGAIN) return false;
+        n = 0;
     }
-    int fd = first_fd(&message);
+    int fd = n > 0 ? first_fd(&message) : -1;
     if (n == 0) {
+        link->packets_ended = true;
         atomic_store(&link->gone, true);
         return false;
     }
@@ -215,13 +225,14 @@ static bool read_packet(eipc_link *link) {
         return true;
     }
     if (fd >= 0) close(fd);
-    if (n != 1 || body.type != doorbell_packet) eipc_link_violation(link);
+    if (n == 1 && body.type == topics_packet) atomic_store(&link->topics, link->wanted_topics);
+    else if (n != 1 || body.type != doorbell_packet) eipc_link_violation(link);
     return true;
 }
 
 void eipc_link_drain(eipc_link *link) {
     pthread_mutex_lock(&link->packets);
-    while (!atomic_load(&link->gone) && !atomic_load(&link->violated) && read_packet(link)) {
+    while (!link->packets_ended && !atomic_load(&link->violated) && read_packet(link)) {
     }
     pthread_mutex_unlock(&link->packets);
 }

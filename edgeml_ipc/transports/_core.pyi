@@ -28,6 +28,8 @@ class Link:
     def attach(self, endpoint_fd: int, board_fd: int, pidfd: int, topics: int, /) -> bytes:
         """Map the peer's pages and return the challenge found there. Takes the fds over; pidfd -1 = none; topics is a bit set."""
     def send(self, parts: Sequence[Any], timeout: float, /) -> None: ...
+    def open_topics(self) -> None:
+        """Tell the peer that the slots of its topics are announced, so that it may look at them."""
     def check(self) -> None:
         """Raise what ended this link, if anything did."""
     def close(self) -> None: ...

@@ -341,6 +341,13 @@ static PyObject *link_send(Link *self, PyObject *const *args, Py_ssize_t count) 
     return raise_status(status, self->label);
 }
 
+static PyObject *link_open_topics(Link *self, PyObject *unused) {
+    (void)unused;
+    int status = eipc_link_open_topics(self->core);
+    if (status) return raise_status(status, self->label);
+    Py_RETURN_NONE;
+}
+
 static PyObject *link_close(Link *self, PyObject *unused) {
     (void)unused;
     eipc_link_close(self->core);
@@ -617,6 +624,7 @@ static PyMethodDef link_methods[] = {{"endpoint_fd", (PyCFunction)link_endpoint_
                                      {"attach", (PyCFunction)link_attach, METH_VARARGS, NULL},
                                      {"send", (PyCFunction)(void (*)(void))link_send, METH_FASTCALL, NULL},
                                      {"check", (PyCFunction)link_check, METH_NOARGS, NULL},
+                                     {"open_topics", (PyCFunction)link_open_topics, METH_NOARGS, NULL},
                                      {"close", (PyCFunction)link_close, METH_NOARGS, NULL},
                                      {"stats", (PyCFunction)link_stats, METH_NOARGS, NULL},
                                      {NULL, NULL, 0, NULL}};

@@ -15,14 +15,13 @@ from collections.abc import Iterable, Sequence
 
 from edgeml_ipc.errors import (
     AuthenticationError,
-    ConnectionClosed,
     ConnectionRefused,
     EdgeMLError,
     IncompatiblePeer,
     TimeoutError,
-    TransportUnavailable,
 )
 from edgeml_ipc.transports import _shm_handshake as handshake
+from edgeml_ipc.transports._shm_ends import NO_NONCE, ShmEnd, _core, new_link
 from edgeml_ipc.transports.base import (
     MAX_HELLO_BYTES,
     MAX_TOPICS,
@@ -31,19 +30,10 @@ from edgeml_ipc.transports.base import (
     HandshakeRejected,
     Listener,
     Options,
-    Parts,
     Transport,
     Welcome,
 )
-
-try:
-    from edgeml_ipc.transports import _core
-except ImportError as error:
-    raise TransportUnavailable(
-        f"shared memory needs the C core, which was not built here ({error}); reinstall with a C compiler, or use tcp"
-    ) from error
-
-NO_NONCE = bytes(handshake.NONCE_BYTES)
+from edgeml_ipc.transports.shm_listener import ShmListener
 
 
 def socket_name(name: str) -> str:
@@ -63,86 +53,46 @@ def topic_bits(topics: Iterable[int]) -> int:
     return bits
 
 
-def new_link(waiter: _core.Waiter, sock: socket.socket, options: Options, label: str) -> _core.Link:
-    """Make this side's endpoint for a connection over `sock`, which stays the caller's."""
-    return _core.Link(
-        waiter, os.dup(sock.fileno()), options.ring_bytes, options.max_message_bytes, options.slot_budget_bytes, label
-    )
-
-
-class ShmConnection(Connection):
+class ShmConnection(ShmEnd):
     """The connecting end: it has a waiter of its own."""
 
-    transport = "shm"
-
     def __init__(self, address: str, link: _core.Link, waiter: _core.Waiter, welcome: bytes) -> None:
-        self.address = address
+        super().__init__(address, link)
         self.welcome = welcome
-        self._link = link
-        self._waiter = waiter
-        self._ended = False
+        self._waiter: _core.Waiter | None = waiter
         waiter.add(link)
-
-    @property
-    def closed(self) -> bool:
-        """True once this end was closed or the other's end was noticed."""
-        return not self._link.alive
-
-    def send(self, parts: Parts, timeout: float) -> None:
-        """See `Connection.send`."""
-        self._link.send(parts, timeout)
 
     def recv(self, timeout: float | None) -> list[Buffer]:
         """See `Connection.recv`."""
-        event = None if self._ended else self._waiter.recv(timeout)
+        waiter = self._waiter
+        if waiter is None:
+            raise self._why_ended()
+        event = waiter.recv(timeout)
         if type(event) is tuple and event[1] is not None:
             return event[1]
         if event is False:
             raise TimeoutError(f"{self.address}: nothing came within {timeout} s; the peer is alive")
-        self._ended = True  # no message, no timeout: this link ended, and its waiter has nothing else to tell
-        self._link.check()
-        raise ConnectionClosed(f"{self.address}: this side closed the connection")
+        self._waiter = None  # no message, no timeout: the link ended, and its waiter has nothing else to tell
+        raise self._why_ended()
+
+    def _why_ended(self) -> EdgeMLError:
+        link = self._link
+        if link is not None:
+            try:
+                link.check()
+            except EdgeMLError as error:
+                return error
+        return self._closed_here()
 
     def close(self) -> None:
         """See `Connection.close`."""
-        self._link.close()
+        self._let_go()
+        self._waiter = None  # a thread that waits in it holds it until it has noticed
 
     def stats(self) -> dict[str, int]:
         """Return the counters of both directions, and of waiting."""
-        return {**self._link.stats(), **self._waiter.stats()}
-
-
-class ShmServerConnection(Connection):
-    """The listener's end: read by the listener's `poll`."""
-
-    transport = "shm"
-
-    def __init__(self, address: str, link: _core.Link, hello: bytes, topics: int) -> None:
-        self.address = address
-        self.hello = hello
-        self.topics = topics
-        self.link = link
-
-    @property
-    def closed(self) -> bool:
-        """True once this end was closed or the other's end was noticed."""
-        return not self.link.alive
-
-    def send(self, parts: Parts, timeout: float) -> None:
-        """See `Connection.send`."""
-        self.link.send(parts, timeout)
-
-    def recv(self, timeout: float | None) -> list[Buffer]:
-        """Not for this end: raise TypeError."""
-        raise TypeError("a listener's connection is read by the listener's poll(), not by recv()")
-
-    def close(self) -> None:
-        """See `Connection.close`."""
-        self.link.close()
-
-    def stats(self) -> dict[str, int]:
-        """Return the counters of both directions."""
-        return self.link.stats()
+        waiter = self._waiter
+        return {**super().stats(), **(waiter.stats() if waiter is not None else {})}
 
 
 def connect_socket(path: str, address: str, timeout: float) -> socket.socket:
@@ -174,7 +124,7 @@ def _exchange(sock: socket.socket, link: _core.Link, waiter: _core.Waiter, addre
     packet, fds = handshake.recv_packet(sock)
     try:
         if not packet:
-            raise IncompatiblePeer(f"{address}: the listener closed the connection during the handshake")
+            raise ConnectionRefused(f"{address}: the listener ended, or sent us away, during the handshake")
         verdict = handshake.Verdict.unpack(packet)
         if verdict.status == handshake.REJECTED:
             raise HandshakeRejected(verdict.payload)
@@ -213,7 +163,10 @@ def connect(
         except builtins.TimeoutError as error:
             link.close()
             raise TimeoutError(f"{address}: something listens there and did not answer within {timeout} s") from error
-        except (handshake.MalformedPacket, ConnectionResetError, BrokenPipeError) as error:
+        except (ConnectionResetError, BrokenPipeError) as error:
+            link.close()
+            raise ConnectionRefused(f"{address}: the listener ended, or sent us away, during the handshake") from error
+        except handshake.MalformedPacket as error:
             link.close()
             raise IncompatiblePeer(f"{address}: what listens there does not speak this protocol: {error}") from error
         except EdgeMLError:
@@ -233,7 +186,5 @@ class ShmTransport(Transport):
 
     def listen(self, address: str, *, welcome: Welcome, options: Options) -> Listener:
         """See `Transport.listen`."""
-        from edgeml_ipc.transports.shm_listener import ShmListener
-
         name = address.removeprefix("shm://")
         return ShmListener(address, socket_name(name), welcome=welcome, options=options)

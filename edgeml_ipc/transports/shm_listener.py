@@ -12,10 +12,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from edgeml_ipc.errors import AddressInUse, ConnectionClosed, EdgeMLError, MessageTooLarge
-from edgeml_ipc.transports import _core
 from edgeml_ipc.transports import _shm_handshake as handshake
+from edgeml_ipc.transports._shm_ends import NO_NONCE, ShmServerConnection, _core, new_link
 from edgeml_ipc.transports.base import MAX_TOPICS, Buffer, Connection, HandshakeRejected, Listener, Options, Parts, Welcome
-from edgeml_ipc.transports.shm import NO_NONCE, ShmServerConnection, new_link
 
 HANDSHAKE_SECONDS = 5.0  # that a client may take for its side of a handshake
 MAX_GUESTS = 64  # clients that shake hands at one time; more wait in the socket's backlog
@@ -74,6 +73,7 @@ class ShmListener(Listener):
         self._published = _Published()
         self._count = _Counters()
         self._closed = False
+        self._polling = threading.Lock()
         self._socket = self._bind(path)
         self._stop_reader, self._stop_writer = os.pipe()
         self._reception = threading.Thread(target=self._receive_guests, name=f"reception {address}", daemon=True)
@@ -93,15 +93,19 @@ class ShmListener(Listener):
 
     def poll(self, timeout: float | None) -> list[tuple[Connection, list[Buffer] | None]]:
         """See `Listener.poll`."""
-        if self._arrived:
-            self._adopt()
-        if self._closed:
-            raise ConnectionClosed(f"{self.address}: this listener was closed")
-        events = self._waiter.recv_many(timeout, EVENTS_PER_POLL)
-        if not events:
+        with self._polling:
+            if self._arrived:
+                self._adopt()
+            events = [] if self._closed else self._waiter.recv_many(timeout, EVENTS_PER_POLL)
+            if events:
+                return self._name_connections(events)
             if self._closed:
                 raise ConnectionClosed(f"{self.address}: this listener was closed")
             return []
+
+    def _name_connections(
+        self, events: list[tuple[_core.Link, list[Buffer] | None]]
+    ) -> list[tuple[Connection, list[Buffer] | None]]:
         connections = self._connections
         result: list[tuple[Connection, list[Buffer] | None]] = []
         for link, parts in events:
@@ -115,6 +119,9 @@ class ShmListener(Listener):
         """Take over what the reception thread has let in."""
         while self._arrived:
             connection = self._arrived.popleft()
+            if self._closed:
+                connection.release()
+                continue
             self._connections[connection.link] = connection
             self._waiter.add(connection.link)
 
@@ -124,11 +131,11 @@ class ShmListener(Listener):
         self._count.ended += 1
         self._count.messages_received += counters["messages_received"]
         self._count.bytes_received_by_ended += counters["bytes_received"]
-        connection.close()
         if connection.topics:
             with self._published.lock:
                 for topic in self._published.topics.values():
                     topic.remove(connection.link)
+        connection.release()
 
     # ---- any thread
 
@@ -176,9 +183,13 @@ class ShmListener(Listener):
         self._socket.close()
         os.close(self._stop_reader)
         os.close(self._stop_writer)
-        for connection in (*self._connections.values(), *self._arrived):
-            connection.close()
         self._waiter.wake()
+        with self._polling:  # whoever waits in poll has left it, or is about to find the listener closed
+            self._adopt()
+            for connection in list(self._connections.values()):
+                self._waiter.remove(connection.link)
+                self._forget(connection)
+            self._published.topics.clear()
 
     def stats(self) -> dict[str, int]:
         """Return counters; those of each connection are its own."""
@@ -291,17 +302,22 @@ class ShmListener(Listener):
     def _let_in(self, guest: _Guest) -> None:
         connection = guest.connection
         assert connection is not None
+        handshake.send_packet(guest.sock, handshake.READY)
+        if connection.topics:
+            self._subscribe(connection)
+        guest.connection = None  # it stays when the guest is dismissed
+        self._count.accepted += 1
+        self._arrived.append(connection)
+        self._waiter.wake()
+
+    def _subscribe(self, connection: ShmServerConnection) -> None:
         with self._published.lock:
             try:
                 for topic in range(MAX_TOPICS):
                     if connection.topics >> topic & 1:
                         self._topic(topic).add(connection.link)
+                connection.link.open_topics()
             except EdgeMLError:
                 for publisher in self._published.topics.values():
                     publisher.remove(connection.link)
                 raise
-        guest.connection = None  # it stays when the guest is dismissed
-        self._count.accepted += 1
-        self._arrived.append(connection)
-        self._waiter.wake()
-        handshake.send_packet(guest.sock, handshake.READY)

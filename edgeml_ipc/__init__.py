@@ -1,0 +1,71 @@
+"""Connect actors, learners and robots: one API over shared memory, tcp and threads.
+
+A table of contents: the services are in `action`, `inference` and `trainer`, the stores in `data`, the errors in `errors`. Each
+name is imported from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeml_ipc.action import ActionClient as ActionClient
+    from edgeml_ipc.action import ActionConfig as ActionConfig
+    from edgeml_ipc.action import ActionServer as ActionServer
+    from edgeml_ipc.data.data_store import DataStoreBase as DataStoreBase
+    from edgeml_ipc.data.data_store import QueuedDataStore as QueuedDataStore
+    from edgeml_ipc.data.replay_buffer import ReplayBuffer as ReplayBuffer
+    from edgeml_ipc.errors import AddressInUse as AddressInUse
+    from edgeml_ipc.errors import AuthenticationError as AuthenticationError
+    from edgeml_ipc.errors import BufferFull as BufferFull
+    from edgeml_ipc.errors import CodecError as CodecError
+    from edgeml_ipc.errors import ConfigMismatch as ConfigMismatch
+    from edgeml_ipc.errors import ConnectionClosed as ConnectionClosed
+    from edgeml_ipc.errors import ConnectionRefused as ConnectionRefused
+    from edgeml_ipc.errors import EdgeMLError as EdgeMLError
+    from edgeml_ipc.errors import IncompatiblePeer as IncompatiblePeer
+    from edgeml_ipc.errors import MessageTooLarge as MessageTooLarge
+    from edgeml_ipc.errors import PeerDied as PeerDied
+    from edgeml_ipc.errors import RateLimited as RateLimited
+    from edgeml_ipc.errors import RemoteError as RemoteError
+    from edgeml_ipc.errors import SegmentError as SegmentError
+    from edgeml_ipc.errors import TimeoutError as TimeoutError
+    from edgeml_ipc.errors import TransportUnavailable as TransportUnavailable
+    from edgeml_ipc.inference import InferenceClient as InferenceClient
+    from edgeml_ipc.inference import InferenceServer as InferenceServer
+    from edgeml_ipc.trainer import TrainerClient as TrainerClient
+    from edgeml_ipc.trainer import TrainerConfig as TrainerConfig
+    from edgeml_ipc.trainer import TrainerServer as TrainerServer
+    from edgeml_ipc.trainer import TrainerTunnel as TrainerTunnel
+    from edgeml_ipc.trainer import UpdateResult as UpdateResult
+
+__version__ = "0.1.0"
+
+_CONTENTS = {
+    "action": "ActionClient ActionConfig ActionServer",
+    "data.data_store": "DataStoreBase QueuedDataStore",
+    "data.replay_buffer": "ReplayBuffer",
+    "errors": (
+        "AddressInUse AuthenticationError BufferFull CodecError ConfigMismatch ConnectionClosed "
+        "ConnectionRefused EdgeMLError IncompatiblePeer MessageTooLarge PeerDied RateLimited RemoteError "
+        "SegmentError TimeoutError TransportUnavailable"
+    ),
+    "inference": "InferenceClient InferenceServer",
+    "trainer": "TrainerClient TrainerConfig TrainerServer TrainerTunnel UpdateResult",
+}
+_MODULES = {name: f"edgeml_ipc.{module}" for module, names in _CONTENTS.items() for name in names.split()}
+
+__all__ = sorted(["__version__", *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

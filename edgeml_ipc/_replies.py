@@ -1,0 +1,133 @@
+"""What a server remembers of its clients, so that a retried request is executed once.
+
+Each connection of a client is a *lane*. A lane remembers its replies until the client's later requests say that they arrived
+(`oldest`). It outlives the connection for a while, since a client whose link broke comes back and asks again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from edgeml_ipc.transports.base import Buffer
+
+if TYPE_CHECKING:
+    from edgeml_ipc._session import Session
+
+MAX_REPLIES_PER_LANE: Final = 1024
+MAX_BYTES_PER_LANE: Final = 256 << 20
+MAX_LANES_WITHOUT_CONNECTION: Final = 256
+_COPIED_UP_TO_BYTES: Final = 64 << 10
+
+
+def hold(parts: list[Buffer]) -> tuple[list[Buffer], int]:
+    """Keep parts for a second sending; return them and their sum in bytes.
+
+    Small buffers are copied; of a large one only a reference is kept, so a second sending shows its content of that moment.
+    """
+    held: list[Buffer] = []
+    total_bytes = 0
+    for part in parts:
+        if type(part) is bytes:
+            total_bytes += len(part)
+            held.append(part)
+        else:
+            part_bytes = memoryview(part).nbytes
+            total_bytes += part_bytes
+            held.append(bytes(part) if part_bytes <= _COPIED_UP_TO_BYTES else part)
+    return held, total_bytes
+
+
+class Verdict(Enum):
+    """What to do with a request."""
+
+    EXECUTE = 1
+    WAIT = 2  # the same request is being executed; its reply goes to the lane's newest connection
+    ANSWER = 3  # executed before; the reply is remembered
+    FORGOTTEN = 4  # executed before; the reply is no longer remembered
+
+
+class Lane:
+    """The replies of one lane.
+
+    Attributes:
+        session: the newest connection of the lane, None while there is none.
+        highest: the highest sequence that was admitted.
+        executing: sequences that were admitted and have no reply yet.
+        replies: sequence -> envelope and codec parts.
+    """
+
+    __slots__ = ("_sizes", "executing", "highest", "remembered_bytes", "replies", "session")
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.highest = 0
+        self.executing: set[int] = set()
+        self.replies: dict[int, list[Buffer]] = {}
+        self.remembered_bytes = 0
+        self._sizes: dict[int, int] = {}
+
+    def admit(self, sequence: int, oldest: int) -> Verdict:
+        """Judge a request, and forget the replies below `oldest`."""
+        if self.replies:
+            for answered in [known for known in self.replies if known < oldest]:
+                self._forget(answered)
+        if sequence > self.highest:
+            self.highest = sequence
+            self.executing.add(sequence)
+            return Verdict.EXECUTE
+        if sequence in self.replies:
+            return Verdict.ANSWER
+        return Verdict.WAIT if sequence in self.executing else Verdict.FORGOTTEN
+
+    def remember(self, sequence: int, parts: list[Buffer]) -> None:
+        """Keep a reply (see `hold`), in place of an earlier one of the same sequence."""
+        self.executing.discard(sequence)
+        if sequence in self.replies:
+            self._forget(sequence)
+        held, size_bytes = hold(parts)
+        self.replies[sequence] = held
+        self._sizes[sequence] = size_bytes
+        self.remembered_bytes += size_bytes
+        while len(self.replies) > MAX_REPLIES_PER_LANE or self.remembered_bytes > MAX_BYTES_PER_LANE:
+            self._forget(next(iter(self.replies)))
+
+    def _forget(self, sequence: int) -> None:
+        del self.replies[sequence]
+        self.remembered_bytes -= self._sizes.pop(sequence)
+
+
+class ReplyMemory:
+    """The lanes of all clients, those without a connection bounded in number and bytes. For the server's loop only."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[tuple[bytes, int], Lane] = {}
+        self._left: OrderedDict[tuple[bytes, int], Lane] = OrderedDict()
+        self._left_bytes = 0
+
+    def attach(self, client: bytes, lane_number: int, session: Session) -> Lane:
+        """Return the lane that a new connection serves, with what is remembered of it."""
+        key = (client, lane_number)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane()
+        elif key in self._left:
+            del self._left[key]
+            self._left_bytes -= lane.remembered_bytes
+        lane.session = session
+        return lane
+
+    def detach(self, client: bytes, lane_number: int, session: Session) -> None:
+        """Note that a connection ended; the lane stays for a while, unless it has a newer connection."""
+        key = (client, lane_number)
+        lane = self._lanes.get(key)
+        if lane is None or lane.session is not session:
+            return
+        lane.session = None
+        self._left[key] = lane
+        self._left_bytes += lane.remembered_bytes
+        while len(self._left) > MAX_LANES_WITHOUT_CONNECTION or self._left_bytes > MAX_BYTES_PER_LANE:
+            old_key, old = self._left.popitem(last=False)
+            self._left_bytes -= old.remembered_bytes
+            del self._lanes[old_key]

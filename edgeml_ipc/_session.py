@@ -1,0 +1,74 @@
+"""One client's connection, seen from the server: what waits to be sent to it, and the version that it has taken."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from edgeml_ipc._replies import Lane, ReplyMemory
+from edgeml_ipc.errors import BufferFull, ConnectionClosed, PeerDied, TimeoutError
+from edgeml_ipc.protocol import Hello
+from edgeml_ipc.transports.base import Buffer, Connection
+
+MAX_WAITING_REPLIES: Final = 256
+MAX_WAITING_BYTES: Final = 512 << 20
+
+
+class Session:
+    """A connection with its lane and its outbox: replies that a slow client has no room for yet.
+
+    Attributes:
+        taken_version: the newest published version that the client says it has taken; None until it subscribes.
+    """
+
+    __slots__ = ("_outbox", "_outbox_bytes", "connection", "hello", "lane", "taken_version")
+
+    def __init__(self, connection: Connection, hello: Hello, memory: ReplyMemory) -> None:
+        self.connection = connection
+        self.hello = hello
+        self.lane: Lane = memory.attach(hello.client, hello.lane, self)
+        self.taken_version: int | None = None
+        self._outbox: deque[list[Buffer]] = deque()
+        self._outbox_bytes = 0
+
+    @property
+    def waiting(self) -> bool:
+        """True while the outbox is not empty."""
+        return bool(self._outbox)
+
+    def send(self, parts: list[Buffer]) -> bool:
+        """Send now, or copy into the outbox what has no room; never waits.
+
+        Returns:
+            False if the outbox is full too: the client is too far behind, and its connection was closed.
+        Raises:
+            MessageTooLarge: nothing was sent.
+        """
+        if not self._outbox:
+            try:
+                self.connection.send(parts, 0)
+                return True
+            except (BufferFull, TimeoutError):
+                pass
+            except (PeerDied, ConnectionClosed):
+                return True  # `poll` reports the end; the reply is remembered for when the client comes back
+        copied = [bytes(part) for part in parts]
+        self._outbox_bytes += sum(map(len, copied))
+        self._outbox.append(copied)
+        if len(self._outbox) > MAX_WAITING_REPLIES or self._outbox_bytes > MAX_WAITING_BYTES:
+            self.connection.close()
+            self._outbox.clear()
+            return False
+        return True
+
+    def flush(self) -> None:
+        """Send what there is room for now."""
+        while self._outbox:
+            try:
+                self.connection.send(self._outbox[0], 0)
+            except (BufferFull, TimeoutError):
+                return
+            except (PeerDied, ConnectionClosed):
+                self._outbox.clear()
+                return
+            self._outbox_bytes -= sum(map(len, self._outbox.popleft()))

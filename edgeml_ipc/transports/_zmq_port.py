@@ -1,0 +1,201 @@
+"""One zmq socket that several threads use: its lock, its monitor, and the places where threads wait for it.
+
+zmq sockets belong to one thread at a time, and a socket's file descriptor is edge-triggered: whoever calls into the socket may
+take in the very event that another thread waits for. So there is one rule: *whoever held the lock leaves the socket and its
+monitor drained*, and if that produced something for a thread that waits, wakes that thread's `Waiter`. No thread ever blocks
+inside zmq.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+import zmq
+
+from edgeml_ipc.transports._zmq_frames import FRAME_OVERHEAD_BYTES
+from edgeml_ipc.transports.base import MAX_PARTS
+
+LINGER_MS: Final = 1000
+# More than the windows, the topics and their credits can fill; a peer that makes it overflow reads nothing.
+HIGH_WATER_MARK_MESSAGES: Final = 8192
+_MAX_FRAMES: Final = MAX_PARTS + 2  # routing id, head
+# As plain numbers: arithmetic on zmq's enumerations costs more than the calls that it is for.
+_READABLE: Final = int(zmq.POLLIN)
+_NO_WAIT: Final = int(zmq.NOBLOCK)
+_NO_WAIT_AND_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+_EVENT: Final = struct.Struct("=Hi")
+# Not -1, although a connection is never resumed: with -1 zmq drops what had arrived and was not yet read when the connection
+# breaks. The socket is closed long before this passes.
+_RECONNECT_MS: Final = 24 * 3600 * 1000
+
+
+class Waiter:
+    """Where one thread at a time waits for descriptors to become readable, or to be woken.
+
+    `wake` and `clear` are called with the port's lock held, `wait` without.
+    """
+
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll = select.epoll()
+        self._signalled = False
+        for descriptor in (self._event, *descriptors):
+            self._epoll.register(descriptor, select.EPOLLIN)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def wait(self, timeout: float | None) -> None:
+        self._epoll.poll(timeout)
+
+    def wake(self) -> None:
+        if not self._signalled:
+            self._signalled = True
+            os.eventfd_write(self._event, 1)
+
+    def clear(self) -> None:
+        if self._signalled:
+            self._signalled = False
+            os.eventfd_read(self._event)
+
+    def close(self) -> None:
+        self._epoll.close()
+        os.close(self._event)
+
+
+class Port:
+    """A zmq socket with a context of its own, its monitor and its lock.
+
+    All methods but `close` are called with `lock` held.
+    """
+
+    def __init__(self, kind: int, max_message_bytes: int) -> None:
+        self.lock = threading.Lock()
+        self.closed = False
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self.socket = self.context.socket(kind)
+        for option, value in (
+            (zmq.LINGER, LINGER_MS),
+            (zmq.SNDHWM, HIGH_WATER_MARK_MESSAGES),
+            (zmq.RCVHWM, HIGH_WATER_MARK_MESSAGES),
+            (zmq.MAXMSGSIZE, max_message_bytes + FRAME_OVERHEAD_BYTES),
+            (zmq.RECONNECT_IVL, _RECONNECT_MS),
+            # A link that died in silence is found by the kernel. zmq's own heartbeats would count a message that
+            # takes longer than their timeout to cross a slow link as silence, and cut it.
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, 5),
+            (zmq.TCP_KEEPALIVE_INTVL, 2),
+            (zmq.TCP_KEEPALIVE_CNT, 3),
+            (zmq.TCP_MAXRT, 15_000),
+        ):
+            self.socket.setsockopt(option, value)
+        self._monitor = self.context.socket(zmq.PAIR)
+        self._monitor.setsockopt(zmq.RCVHWM, 0)  # a full one would block zmq's I/O thread
+        self._monitor.setsockopt(zmq.LINGER, 0)
+        self.socket.monitor("inproc://monitor", zmq.EVENT_ALL)
+        self._monitor.connect("inproc://monitor")
+        self._partial: list[zmq.Frame] = []
+        self._waiters: list[Waiter] = []
+        self._waiting = 0
+        self._nobody_waits = threading.Condition(self.lock)
+
+    def add_waiter(self) -> Waiter:
+        """Return a new place to wait for this port, which `close` wakes and disposes of."""
+        descriptors = [int(each.getsockopt(zmq.FD)) for each in (self.socket, self._monitor)]
+        waiter = Waiter(descriptors)
+        self._waiters.append(waiter)
+        return waiter
+
+    def remove_waiter(self, waiter: Waiter) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+            waiter.close()
+
+    def wait(self, waiter: Waiter, timeout: float | None) -> None:
+        """Let go of the lock until something may have happened, then take it again."""
+        self._waiting += 1
+        self.lock.release()
+        try:
+            waiter.wait(timeout)
+        finally:
+            self.lock.acquire()
+            self._waiting -= 1
+            if self.closed:
+                self._nobody_waits.notify_all()
+
+    @property
+    def readable(self) -> bool:
+        """True if a message waits; False also says that the descriptor is armed again."""
+        return bool(int(self.socket.getsockopt(zmq.EVENTS)) & _READABLE)
+
+    def receive(self) -> list[zmq.Frame]:
+        """Return the frames of the next message; a message with more frames than any of ours is cut short."""
+        frames = self._partial  # kept here, so that an interrupt in the middle loses nothing
+        while True:
+            frame = self.socket.recv(_NO_WAIT, copy=False)
+            if len(frames) <= _MAX_FRAMES:
+                frames.append(frame)
+            if not frame.more:
+                self._partial = []
+                return frames
+
+    def events(self) -> list[tuple[int, int]]:
+        """Return what happened to the socket's connections since the last call, as (event, value)."""
+        happened: list[tuple[int, int]] = []
+        while int(self._monitor.getsockopt(zmq.EVENTS)) & _READABLE:
+            event, _endpoint = self._monitor.recv_multipart(_NO_WAIT)
+            number, value = _EVENT.unpack(event)
+            happened.append((number, value))
+        return happened
+
+    def transmit(self, frames: Sequence[bytes | zmq.Frame]) -> None:
+        """Send one message without waiting.
+
+        Raises:
+            zmq.ZMQError: nothing was sent; EAGAIN, or EHOSTUNREACH for a routing id that is no longer connected.
+        """
+        begun = False
+        left = len(frames)
+        try:
+            for frame in frames:
+                left -= 1
+                self.socket.send(frame, _NO_WAIT_AND_MORE if left else _NO_WAIT, copy=isinstance(frame, bytes))
+                begun = True
+        finally:
+            if begun and left:  # interrupted in the middle: end that message, which its receiver will call malformed
+                self.socket.send(b"", _NO_WAIT)
+
+    def close(self, linger_ms: int = LINGER_MS) -> bool:
+        """Wake and send away all who wait, then close the socket. Any thread, once; returns False if it was closed before.
+
+        Waits up to `linger_ms` for what was sent to reach the kernel.
+        """
+        with self.lock:
+            if self.closed:
+                return False
+            self.closed = True
+            for waiter in self._waiters:
+                waiter.wake()
+            while self._waiting:
+                self._nobody_waits.wait()
+            self.socket.disable_monitor()
+            self._monitor.close(0)
+            self.socket.close(linger_ms)
+            for waiter in self._waiters:
+                waiter.close()
+            self._waiters.clear()
+        self.context.term()
+        return True
+
+
+def descriptor_of(frame: zmq.Frame) -> int | None:
+    """Return the descriptor of the TCP socket through which a frame came; None if its sender speaks ZMTP 1 or 2."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return None

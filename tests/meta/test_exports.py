@@ -1,0 +1,67 @@
+"""The public names: each importable from `edgeml_ipc` and from the module where edgeml's users look for it."""
+
+import importlib
+
+import pytest
+
+import edgeml_ipc
+from tests.meta.source import package_modules
+
+PUBLIC = {
+    "edgeml_ipc.action": ["ActionClient", "ActionConfig", "ActionServer"],
+    "edgeml_ipc.inference": ["InferenceClient", "InferenceServer"],
+    "edgeml_ipc.trainer": ["TrainerClient", "TrainerConfig", "TrainerServer", "TrainerTunnel"],
+    "edgeml_ipc.data": ["DataStoreBase", "QueuedDataStore", "ReplayBuffer"],
+    "edgeml_ipc.data.data_store": ["DataStoreBase", "QueuedDataStore"],
+    "edgeml_ipc.errors": [
+        "AddressInUse",
+        "AuthenticationError",
+        "BufferFull",
+        "CodecError",
+        "ConfigMismatch",
+        "ConnectionClosed",
+        "ConnectionRefused",
+        "EdgeMLError",
+        "IncompatiblePeer",
+        "MessageTooLarge",
+        "PeerDied",
+        "RateLimited",
+        "RemoteError",
+        "SegmentError",
+        "TimeoutError",
+        "TransportUnavailable",
+    ],
+}
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in PUBLIC.items() for name in names])
+def test_public_name_resolves_from_both_places(module: str, name: str) -> None:
+    assert getattr(edgeml_ipc, name) is getattr(importlib.import_module(module), name)
+    assert name in edgeml_ipc.__all__
+
+
+def test_every_error_is_public() -> None:
+    errors = importlib.import_module("edgeml_ipc.errors")
+    defined = {n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, errors.EdgeMLError)}
+    assert defined == set(PUBLIC["edgeml_ipc.errors"])
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = edgeml_ipc.no_such_name  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("module", package_modules())
+def test_all_is_sorted_and_importable(module: str) -> None:
+    if module.endswith("__main__"):
+        return  # running it is its only use
+    loaded = importlib.import_module(module)
+    names: list[str] = list(getattr(loaded, "__all__", []))
+    assert [name for name in names if not hasattr(loaded, name)] == []
+    assert len(names) == len(set(names))
+    assert names == sorted(names, key=lambda name: (0 if name.isupper() else 1 if name[0].isupper() else 2, name))
+
+
+def test_the_table_of_contents_offers_what_it_lists() -> None:
+    assert edgeml_ipc.__all__
+    assert set(edgeml_ipc.__all__) <= set(dir(edgeml_ipc))

@@ -1,0 +1,42 @@
+"""What the pages show is what runs."""
+
+import re
+import tomllib
+
+from tests.meta.source import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_first_code_block_is_the_quickstart() -> None:
+    """`tests/test_quickstart.py` runs that file."""
+    block = re.search(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    assert block.group(1) == (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("transports/*.md"), *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_make_verbs_that_the_readme_names_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    verbs = set(
+        re.findall(r"\bmake ([a-z-]+)", "\n".join(re.findall(r"`[^`]*`|^```.*?^```", README, re.DOTALL | re.MULTILINE)))
+    )
+    assert verbs >= {"demo", "test"}
+    assert [verb for verb in verbs if not re.search(rf"^{verb}:", makefile, re.MULTILINE)] == []
+
+
+def test_one_version() -> None:
+    import edgeml_ipc
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert edgeml_ipc.__version__ == version
+    assert re.search(rf"^## {re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_architecture_stays_a_page() -> None:
+    assert len((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines()) < 200
