@@ -35,7 +35,7 @@ def hold(parts: list[Buffer]) -> tuple[list[Buffer], int]:
         else:
             part_bytes = memoryview(part).nbytes
             total_bytes += part_bytes
-            held.append(bytes(part) if part_bytes <= _COPIED_UP_TO_BYTES else part)
+            held.append(memoryview(part).tobytes() if part_bytes <= _COPIED_UP_TO_BYTES else part)
     return held, total_bytes
 
 

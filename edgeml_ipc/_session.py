@@ -52,7 +52,7 @@ class Session:
                 pass
             except (PeerDied, ConnectionClosed):
                 return True  # `poll` reports the end; the reply is remembered for when the client comes back
-        copied = [bytes(part) for part in parts]
+        copied = [memoryview(part).tobytes() for part in parts]
         self._outbox_bytes += sum(map(len, copied))
         self._outbox.append(copied)
         if len(self._outbox) > MAX_WAITING_REPLIES or self._outbox_bytes > MAX_WAITING_BYTES:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from edgeml_ipc._deadline import Deadline
 from edgeml_ipc.errors import EdgeMLError, TransportUnavailable
 from edgeml_ipc.transports.base import Buffer, Connection, Listener, Options, Parts, Transport, Welcome
 from edgeml_ipc.transports.zeromq import HelloInfo, TcpListener, boot_id, connect_tcp, listen_tcp
@@ -108,9 +109,12 @@ class AutoListener(Listener):
 
     def poll(self, timeout: float | None) -> list[tuple[Connection, list[Buffer] | None]]:
         """See `Listener.poll`."""
-        if self._tcp.pending:
-            return self._poll_tcp() + self._shm.poll(0)
-        return self._shm.poll(timeout) or self._poll_tcp()
+        deadline = Deadline(timeout)
+        while True:
+            seconds = 0.0 if self._tcp.pending else deadline.remaining()
+            events = self._shm.poll_once(seconds) or self._poll_tcp()
+            if events or self._shm.was_woken() or deadline.expired:
+                return events
 
     def _poll_tcp(self) -> list[tuple[Connection, list[Buffer] | None]]:
         """Poll tcp, but say nothing of connections that ended without a word: those clients went over to shared memory."""
@@ -140,6 +144,7 @@ class AutoListener(Listener):
         tcp, shm = self._tcp.stats(), self._shm.stats()
         sums = {name: tcp[name] + shm[name] for name in tcp.keys() & shm.keys()}
         sums["publishes"] = shm["publishes"]  # each value goes to both
+        sums["accepted"] = tcp["accepted"]  # each client comes by tcp
         parts = {f"tcp_{name}": value for name, value in tcp.items()} | {f"shm_{name}": value for name, value in shm.items()}
         return sums | parts
 

@@ -50,7 +50,7 @@ def _copy(parts: Parts, options: Options, address: str) -> tuple[list[Buffer], i
         total_bytes += len(part) if type(part) is bytes else memoryview(part).nbytes
     if total_bytes > options.max_message_bytes:
         raise MessageTooLarge(f"{address}: message of {total_bytes} bytes, the limit is {options.max_message_bytes}")
-    return [part if type(part) is bytes else bytes(part) for part in parts], total_bytes
+    return [part if type(part) is bytes else memoryview(part).tobytes() for part in parts], total_bytes
 
 
 class _Pipe:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from edgeml_ipc._deadline import Deadline
 from edgeml_ipc.errors import AddressInUse, ConnectionClosed, EdgeMLError, MessageTooLarge
 from edgeml_ipc.transports import _shm_handshake as handshake
 from edgeml_ipc.transports._shm_ends import NO_NONCE, ShmServerConnection, _core, new_link
@@ -73,6 +74,7 @@ class ShmListener(Listener):
         self._published = _Published()
         self._count = _Counters()
         self._closed = False
+        self._woken = False
         self._polling = threading.Lock()
         self._socket = self._bind(path)
         self._stop_reader, self._stop_writer = os.pipe()
@@ -93,6 +95,19 @@ class ShmListener(Listener):
 
     def poll(self, timeout: float | None) -> list[tuple[Connection, list[Buffer] | None]]:
         """See `Listener.poll`."""
+        deadline = Deadline(timeout)
+        while True:
+            events = self.poll_once(deadline.remaining())
+            if events or self.was_woken() or deadline.expired:
+                return events
+
+    def was_woken(self) -> bool:
+        """Say, once, whether `wake` was called."""
+        woken, self._woken = self._woken, False
+        return woken
+
+    def poll_once(self, timeout: float | None) -> list[tuple[Connection, list[Buffer] | None]]:
+        """As `poll`, but return with nothing also for a new connection, and when the watched descriptor is readable."""
         with self._polling:
             if self._arrived:
                 self._adopt()
@@ -170,6 +185,7 @@ class ShmListener(Listener):
 
     def wake(self) -> None:
         """See `Listener.wake`."""
+        self._woken = True
         self._waiter.wake()
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from edgeml_ipc import transports
 from edgeml_ipc.errors import (
     AuthenticationError,
+    BufferFull,
     ConnectionClosed,
     ConnectionRefused,
     IncompatiblePeer,
@@ -29,6 +30,7 @@ from edgeml_ipc.errors import (
     TimeoutError,
 )
 from edgeml_ipc.security import Keys
+from edgeml_ipc.testing._transport_base import Background
 from edgeml_ipc.testing.transports import Place
 from edgeml_ipc.transports import _zmq_frames as wire
 from edgeml_ipc.transports._zmq_flow import TOPIC_WINDOW, WINDOW_MESSAGES
@@ -325,6 +327,15 @@ class TestHostileBytes:
             _messages(listener, 1)
             assert listener.stats()["values_sent"] == TOPIC_WINDOW + 1
 
+    def test_a_cut_off_frame_is_malformed(self) -> None:
+        packed = wire.pack([b"abc", bytes(100), b"de"], 1 << 20, "here")
+        whole = wire.head(wire.DATA, count=packed.count) + packed.body
+        needed = whole.rindex(b"de") + len(b"de")
+        assert [bytes(part) for part in wire.unpack(3, whole[:needed], [], 1 << 20)[0]] == [b"abc", bytes(100), b"de"]
+        for length in range(wire.HEAD.size, needed):
+            with pytest.raises(wire.Malformed):
+                wire.unpack(3, whole[:length], [], 1 << 20)
+
     def test_bytes_are_those_of_the_specification(self) -> None:
         page = (Path(__file__).parents[2] / "transports" / "WIRE.md").read_text(encoding="utf-8")
         example = page.partition("## tcp frames")[2].partition("**Example.**")[2].split("```")[1]
@@ -385,6 +396,38 @@ class TestTheListenersEnd:
                 assert outer.poll(PATIENCE_S), "nothing woke the outer loop"
                 entries += listener.poll(0)
             assert entries[0][1] is None
+
+    def test_fileno_tells_what_another_thread_took_in(self, tcp_place: Place) -> None:
+        with _listen(tcp_place) as listener, _connect(listener.address) as connection:
+            connection.send([b"x"], PATIENCE_S)
+            while not listener.pending:
+                listener.publish(0, [b""])  # looks after the socket, as everyone does who uses it
+            assert select.select([listener.fileno()], [], [], 0)[0]
+            assert _messages(listener, 1)[0][1] == [b"x"]
+
+    def test_onlookers_take_no_message_away(self, tcp_place: Place) -> None:
+        with _listen(tcp_place) as listener, _connect(listener.address) as connection, _onlooker(connection):
+            connection.send([b"x"], PATIENCE_S)
+            ((peer, _),) = _messages(listener, 1)
+            with Background(_receive_all, connection, 300) as receiving:
+                for number in range(300):
+                    peer.send([b"%d" % number], PATIENCE_S)
+                    connection.send([b"next"], PATIENCE_S)
+                    _messages(listener, 1)
+            assert receiving.get() == [b"%d" % number for number in range(300)]
+
+    def test_onlookers_take_no_room_away(self, tcp_place: Place) -> None:
+        with _listen(tcp_place) as listener, _connect(listener.address) as connection, _onlooker(connection):
+            for _ in range(20):
+                for _ in range(WINDOW_MESSAGES // 2):  # what is left of the window, and perhaps more
+                    connection.send([b"fill"], PATIENCE_S)
+                with contextlib.suppress(BufferFull):
+                    for _ in range(WINDOW_MESSAGES):
+                        connection.send([b"fill"], 0)
+                with Background(connection.send, [b"last"], 5.0) as sending:
+                    while _messages(listener, 1)[-1][1] != [b"last"]:
+                        continue
+                sending.get()
 
     def test_offers_reach_those_who_ask(self, tcp_place: Place) -> None:
         asked: list[HelloInfo] = []
@@ -478,6 +521,27 @@ class TestTheListenersEnd:
                 connection.recv(PATIENCE_S)
 
 
+@contextlib.contextmanager
+def _onlooker(connection: Connection) -> Iterator[None]:
+    """Have another thread look at a connection all the time, which takes in whatever has come."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            assert not connection.closed
+
+    with Background(look) as looking:
+        try:
+            yield
+        finally:
+            over.set()
+    looking.get()
+
+
+def _receive_all(connection: Connection, count: int) -> list[bytes]:
+    return [bytes(connection.recv(5.0)[0]) for _ in range(count)]
+
+
 def _message(kind: int, parts: Sequence[bytes], session: int = 0) -> list[bytes]:
     """Return the frames of a message as this library would send them."""
     packed = wire.pack(parts, 1 << 30, "a test")
@@ -540,11 +604,13 @@ def _babbler(banner: bytes | None) -> Iterator[str]:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        for connection in accepted:
-            connection.close()
+        try:
+            yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in accepted:
+                connection.close()
 
 
 @contextlib.contextmanager
