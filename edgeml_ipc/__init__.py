@@ -47,7 +47,7 @@ _CONTENTS = {
     "data.data_store": "DataStoreBase QueuedDataStore",
     "data.replay_buffer": "ReplayBuffer",
     "errors": (
-        "AddressInUse AuthenticationError BufferFull CodecError ConfigMismatch ConnectionClosed "
+        "AddressInUse AuthenticationError BufferEmpty BufferFull CodecError ConfigMismatch ConnectionClosed "
         "ConnectionRefused EdgeMLError IncompatiblePeer MessageTooLarge PeerDied RateLimited RemoteError "
         "SegmentError TimeoutError TransportUnavailable"
     ),

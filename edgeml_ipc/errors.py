@@ -15,6 +15,7 @@
     ├── CodecError                 a payload that cannot be encoded, or bytes that cannot be decoded
     ├── TransportUnavailable       the named transport cannot be used here
     ├── BufferFull                 a bounded queue, ring or store has no room
+    ├── BufferEmpty                a store has nothing to sample from
     └── SegmentError               a shared-memory segment is missing, foreign, too small or damaged
 
 Errors of the operating system and of other libraries are translated where they are called; their cause is chained.
@@ -110,6 +111,10 @@ class TransportUnavailable(EdgeMLError):
 
 class BufferFull(EdgeMLError):
     """A bounded queue, ring or store has no room for more."""
+
+
+class BufferEmpty(EdgeMLError):
+    """A store was asked for a sample and holds nothing that could be drawn."""
 
 
 class SegmentError(EdgeMLError):

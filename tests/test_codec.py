@@ -6,11 +6,13 @@ import collections
 import datetime
 import decimal
 import enum
+import gc
 import math
 import subprocess
 import sys
 import threading
 import uuid
+import weakref
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -591,3 +593,17 @@ trees = st.recursive(
 @given(trees, st.booleans())
 def test_random_trees(tree: Any, copy: bool) -> None:
     assert_same(round_trip(tree, copy=copy), tree)
+
+
+@pytest.mark.parametrize("tree", [{"x": np.arange(4.0)}, [(np.zeros(2000), b"x" * 5000), {1, 2}]])
+def test_parts_are_let_go_with_the_last_array(tree: Any) -> None:
+    """What a message lies in is lent: a cycle that keeps it until a garbage collection would keep a slot from being reused."""
+    parts = [memoryview(bytes(memoryview(part).cast("B"))) for part in codec.encode(tree)]
+    alive = [weakref.ref(part) for part in parts]
+    gc.disable()
+    try:
+        decoded = codec.decode(parts)
+        del parts, decoded
+        assert [part() for part in alive] == [None] * len(alive)
+    finally:
+        gc.enable()

@@ -83,7 +83,7 @@ def decode(parts: Sequence[Any], *, copy: bool = False) -> Any:
             next_part += 1
             return bytes(memoryview(_part(parts, next_part - 1)))
         if TUPLE <= code <= REGISTERED:
-            return _container(code, _decode_msgpack(data, ext_hook=hook))
+            return _container(code, _decode_msgpack(data, ext_hook=hook))  # noqa: F821 - deleted only at the end
         return _leaf(code, bytes(data))
 
     try:

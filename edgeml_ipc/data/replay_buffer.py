@@ -10,11 +10,7 @@ import numpy as np
 
 from edgeml_ipc.data.data_store import DataStoreBase, check_read
 from edgeml_ipc.data.storage import Columns, DataShape, shapes_of_space
-from edgeml_ipc.errors import EdgeMLError
-
-
-class BufferEmpty(EdgeMLError):
-    """A sample was asked for, and nothing was inserted yet."""
+from edgeml_ipc.errors import BufferEmpty
 
 
 class ReplayBuffer(DataStoreBase):

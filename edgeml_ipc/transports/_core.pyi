@@ -15,7 +15,7 @@ class Lease: ...
 
 @final
 class Link:
-    """One connection: a socket and two endpoint segments. `send` and `close` may be called by any thread, one sender at a time."""
+    """One connection: a socket and two endpoint segments. Any thread may call; one thread at a time may send."""
 
     def __new__(
         cls, waiter: Waiter, sock_fd: int, ring_bytes: int, max_message_bytes: int, slot_budget_bytes: int, label: str
@@ -26,7 +26,7 @@ class Link:
     def challenge(self) -> bytes:
         """The random bytes in this side's page, which the peer must read back."""
     def attach(self, endpoint_fd: int, board_fd: int, pidfd: int, topics: int, /) -> bytes:
-        """Map the peer's pages and return the challenge found there. Takes the fds over; pidfd -1 = none; topics is a bit set."""
+        """Map the peer's pages and return the challenge found there. Takes the fds over; pidfd -1: none; topics: bit set."""
     def send(self, parts: Sequence[Any], timeout: float, /) -> None: ...
     def open_topics(self) -> None:
         """Tell the peer that the slots of its topics are announced, so that it may look at them."""

@@ -1,4 +1,6 @@
-/* Thin binding of the shared-memory core (transports/core.h at the root) on Python's limited API: types and errors, no logic. */
+/* Thin binding of the shared-memory core (transports/core.h at the root) on Python's limited API: types and errors, no logic.
+ *
+ * Longer than 400 lines because the types of one extension module know each other, and share what no other file should see. */
 #ifndef Py_LIMITED_API
 #define Py_LIMITED_API 0x030B0000
 #endif

@@ -418,7 +418,7 @@ class TestTheListenersEnd:
 
     def test_onlookers_take_no_room_away(self, tcp_place: Place) -> None:
         with _listen(tcp_place) as listener, _connect(listener.address) as connection, _onlooker(connection):
-            for _ in range(20):
+            for _ in range(6):
                 for _ in range(WINDOW_MESSAGES // 2):  # what is left of the window, and perhaps more
                     connection.send([b"fill"], PATIENCE_S)
                 with contextlib.suppress(BufferFull):
@@ -472,6 +472,18 @@ class TestTheListenersEnd:
             two.send(_message(wire.DATA, [b"mine"], sessions[1]))
             entries = _messages(listener, 2)
             assert sorted(parts or [] for _, parts in entries) == [[], [b"mine"]]
+
+    def test_clients_that_die_in_the_handshake_leave_nothing(self, tcp_place: Place) -> None:
+        with _listen(tcp_place) as listener:
+            for _ in range(40):
+                with _Stranger(listener) as stranger:
+                    stranger.send(_message(wire.HELLO, write_hello(b"", [], False)))
+            with _connect(listener.address) as connection:
+                connection.send([b"x"], PATIENCE_S)
+                entries = _messages(listener, 1)
+                while listener.stats()["connections"] > 1:
+                    entries += _messages(listener, 1)
+            assert [parts for _, parts in entries if parts is not None] == [[b"x"]]
 
     def test_a_client_that_sends_on_still_hears_the_last_words(self, tcp_place: Place) -> None:
         with _listen(tcp_place) as listener, _connect(listener.address) as connection:
@@ -581,7 +593,7 @@ class _Stranger:
 
     def __exit__(self, *exc: object) -> None:
         self._socket.disable_monitor()
-        self._context.destroy(0)
+        self._context.destroy(int(PATIENCE_S * 1000))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@
  * a memfd to the mapping of the side that made it. `run.sh` builds and runs; it also builds the core with one memory order
  * weakened, and fails unless that build is caught.
  *
+ * Longer than 400 lines because all tests share one pair of sides, and one program is what the sanitizers run.
+ *
  * usage: test_core NAME [SECONDS]
  */
 #define _GNU_SOURCE
