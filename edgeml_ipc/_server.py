@@ -309,12 +309,13 @@ class Server:
             return
         parts = [ENVELOPE.pack(MAGIC, REPLY, 0, 0, sequence, self._version), *body]
         self._replies += 1
-        lane.remember(sequence, parts)
         if lane.session is not None:
             try:
-                self._send(lane.session, parts)
+                self._send(lane.session, parts)  # before the bookkeeping, which the client need not wait for
             except MessageTooLarge as error:
                 self._fail(lane, sequence, error, within_callback=False)
+                return
+        lane.remember(sequence, parts)
 
     def _fail(self, lane: Lane, sequence: int, error: Exception, *, within_callback: bool) -> None:
         self._errors += 1

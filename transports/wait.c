@@ -15,7 +15,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SPIN_LIMIT_NS = 200000, SPIN_FIRST_NS = 50000, SPIN_LEAST_NS = 1000, YIELD_AFTER_NS = 3000 };
+enum { SPIN_LIMIT_NS = 200000, SPIN_FIRST_NS = 100000, SPIN_LEAST_NS = 1000, YIELD_AFTER_NS = 3000 };
+enum { FREE_LOSSES = 3 }; /* spins lost in a row that are forgiven at the next short sleep */
 
 /* A waiter that always finds something still has to hear of deaths, new connections and wakes. */
 enum { WAITS_BETWEEN_SLEEPS = 64 };
@@ -26,10 +27,9 @@ int64_t eipc_now_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-static bool may_spin(void) {
-    cpu_set_t cpus;
-    return sched_getaffinity(0, sizeof cpus, &cpus) == 0 && CPU_COUNT(&cpus) > 1;
-}
+/* On a machine with one CPU nobody can answer while we spin. A pinned process may spin: its peer runs elsewhere, or says that
+ * it does not (shares_cpu). */
+static bool may_spin(void) { return sysconf(_SC_NPROCESSORS_ONLN) > 1; }
 
 int eipc_waiter_create(eipc_waiter **out) {
     eipc_waiter *waiter = calloc(1, sizeof *waiter);
@@ -43,7 +43,7 @@ int eipc_waiter_create(eipc_waiter **out) {
         waiter->board = (eipc_board *)(void *)waiter->board_map->addr;
         waiter->board->magic = EIPC_MAGIC_BOARD;
         waiter->board->version = EIPC_VERSION;
-        waiter->spin_budget_ns = SPIN_FIRST_NS;
+        waiter->spin_budget_ns = may_spin() ? SPIN_FIRST_NS : 0;
         status = eipc_waiter_watch(waiter, waiter->wake_fd);
     }
     if (status) eipc_waiter_unref(waiter);
@@ -163,11 +163,11 @@ static eipc_link *spin(eipc_waiter *waiter, int64_t deadline_ns) {
     return NULL;
 }
 
-/* A sleep that was shorter than we might have spun asks for spinning again, the later the more often that was lost. */
+/* A sleep that was shorter than we might have spun asks for spinning again: at once, or later if that keeps being lost. */
 static void learn_from_sleep(eipc_waiter *waiter, int64_t slept_ns) {
     if (slept_ns >= SPIN_LIMIT_NS || !may_spin()) return;
-    uint32_t lost = waiter->spins_lost_in_row < 6 ? waiter->spins_lost_in_row : 6;
-    if (++waiter->short_sleeps < 1u << lost) return;
+    uint32_t lost = waiter->spins_lost_in_row < FREE_LOSSES ? 0 : waiter->spins_lost_in_row - FREE_LOSSES;
+    if (++waiter->short_sleeps < 1u << (lost < 6 ? lost : 6)) return;
     waiter->short_sleeps = 0;
     waiter->spin_budget_ns = 2 * slept_ns < SPIN_LIMIT_NS ? 2 * slept_ns : SPIN_LIMIT_NS;
 }

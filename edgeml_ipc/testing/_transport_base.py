@@ -122,7 +122,7 @@ class Background:
     def _run(self) -> None:
         try:
             self.result = self._function(*self._args)
-        except Exception as error:  # noqa: BLE001 - carried to the thread that joins
+        except Exception as error:  # noqa: BLE001 - a user's function: carried to the thread that joins
             self.error = error
 
     def __enter__(self) -> Background:

@@ -92,9 +92,10 @@ class TcpConnection(Connection):
                     self._receiver_waits = False
 
     def stay(self) -> None:
-        """Start to receive topics on a connection that was made with `wants_shm`. Call it once."""
+        """Say that a connection that was made with `wants_shm` is kept, and start to receive its topics. Call it once."""
         with self._port.lock:
             self._raise_if_closed()
+            self._transmit(wire.CREDIT)
             for topic in self._topics_waiting:
                 for _ in range(TOPIC_WINDOW):
                     self._transmit(wire.CREDIT, topic=topic)

@@ -91,7 +91,7 @@ class Door:
             return arrival, wire.WELCOME, self._pack([self._welcome(arrival.info.hello), offer])
         except HandshakeRejected as rejection:
             return arrival, wire.REJECT, self._pack([rejection.payload])
-        except Exception as error:  # noqa: BLE001 - the layer above's callback: its failure is carried to the client as RemoteError
+        except Exception as error:  # noqa: BLE001 - a user's callback: carried to the client as RemoteError
             _LOG.exception("%s: the handshake callback failed", self._address)
             return arrival, wire.FAILED, self._pack([repr(error).encode(errors="replace")[:MAX_HELLO_BYTES]])
 

@@ -6,6 +6,9 @@ outside of zmq; any thread that sends or publishes; and the steward, which looks
 
 A client is known by three things: zmq's routing id while it is connected, the TCP socket's descriptor, which every received
 frame tells and which the monitor's events name, and a random session number that the listener chose and its messages carry.
+
+Longer than 400 lines because all of it works on one state under one lock; what does not need that lies in the other `_zmq_`
+modules.
 """
 
 from __future__ import annotations
@@ -47,6 +50,9 @@ _STEWARD_TICK_S: Final = 0.05
 
 class TcpListener(Listener):
     """Accepts clients on one TCP port.
+
+    A client that wants shared memory is welcomed, and counted as accepted, but `poll` and the count of connections know it only
+    once it has said that it stays, or sent something.
 
     Args:
         port: a Port with a bound ROUTER.
@@ -155,7 +161,7 @@ class TcpListener(Listener):
 
     def stats(self) -> dict[str, int]:
         counters = {
-            "connections": sum(not peer.ended for peer in list(self._peers.values())),
+            "connections": sum(peer.stays and not peer.ended for peer in list(self._peers.values())),
             "rejected": self._door.rejected,
             "handshakes_failed": self._census.handshakes_failed,
         }
@@ -315,7 +321,8 @@ class TcpListener(Listener):
                 peer.queued = False
                 if peer.ended and not peer.reported:
                     peer.reported = True
-                    batch.append((peer, None))
+                    if peer.stays:
+                        batch.append((peer, None))
             if peer.flow.must_tell:
                 self._transmit(peer, wire.CREDIT)
                 used = True
@@ -375,6 +382,7 @@ class TcpListener(Listener):
         peer = TcpPeer(self, self.address, arrival.routing_id, session, arrival.descriptor, arrival.birth, info.topics)
         peer.hello = info.hello
         if info.wants_shm:
+            peer.stays = False
             peer.credits = dict.fromkeys(info.topics, 0)  # until it says that it stays
         self._peers[peer.routing_id] = peer
         previous = self._census.bind(peer)
@@ -391,6 +399,7 @@ class TcpListener(Listener):
         if head.session != peer.session:
             raise wire.Malformed("another session's message")
         peer.flow.on_acknowledged(head.taken_messages, head.taken_bytes)
+        peer.stays = True
         if peer.sender is not None and peer.flow.has_room():
             peer.sender.wake()
         if head.kind == wire.DATA and head.count:

@@ -35,6 +35,7 @@ class TcpPeer(Connection):
         self.session = session
         self.descriptor = descriptor  # of the TCP socket, owned by zmq; only ever compared, or used through a duplicate
         self.birth = birth  # tells this use of the descriptor from earlier and later ones
+        self.stays = True  # False for one that wants shared memory, until it says something: it may go over and never be heard
         self.flow = Flow()
         self.inbox: deque[tuple[list[memoryview], int]] = deque()  # parts, and the sum of their bytes
         self.queued = False  # in the listener's queue of peers that have something for `poll`

@@ -95,6 +95,9 @@ class ShmListener(Listener):
 
     def poll(self, timeout: float | None) -> list[tuple[Connection, list[Buffer] | None]]:
         """See `Listener.poll`."""
+        events = self.poll_once(timeout)
+        if events or timeout == 0 or self.was_woken():
+            return events
         deadline = Deadline(timeout)
         while True:
             events = self.poll_once(deadline.remaining())

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import struct
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from edgeml_ipc import transports
-from edgeml_ipc.errors import BufferFull, ConnectionClosed, ConnectionRefused, IncompatiblePeer, TimeoutError
+from edgeml_ipc.errors import BufferFull, ConnectionRefused, IncompatiblePeer, TimeoutError
 from edgeml_ipc.transports import _shm_handshake as handshake
 from edgeml_ipc.transports import shm_listener
 from edgeml_ipc.transports._shm_ends import NO_NONCE
 from edgeml_ipc.transports.base import Buffer, Connection, Listener, Options
 from edgeml_ipc.transports.shm import socket_name
 from tests.conftest import new_address
+from tests.transports import fork_scenarios
 from tests.transports.evil_client import DATA, DESC, PAD, RX_HEAD, TX_TAIL, EvilClient
 
 PATIENCE_S = 20.0
@@ -287,55 +290,14 @@ class TestHostilePeers:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as rude:
             rude.bind(socket_name("rude-test"))
             rude.listen()
-            pid = os.fork()
-            if pid == 0:
-                rude.accept()[0].close()
-                os._exit(0)
+            hang_up = threading.Thread(target=lambda: rude.accept()[0].close())
+            hang_up.start()
             with pytest.raises(ConnectionRefused, match="during the handshake"):
                 transports.connect("shm://rude-test", timeout=PATIENCE_S)
-            os.waitpid(pid, 0)
+            hang_up.join()
 
 
-class TestFork:
-    def test_a_forked_child_can_neither_use_a_connection_nor_harm_it(self, listener: Listener) -> None:
-        client, server = meet(listener)
-        server.send([body(1)], PATIENCE_S)
-        held = client.recv(PATIENCE_S)
-        pid = os.fork()
-        if pid == 0:
-            refusals = 0
-            for attempt in (lambda: client.send([b"x"], 1), lambda: client.recv(0), lambda: server.send([b"x"], 1)):
-                try:
-                    attempt()
-                except ConnectionClosed as error:
-                    refusals += "fork" in str(error)
-            held.clear()  # must not clear the parent's pin
-            client.close()
-            os._exit(0 if refusals == 3 else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        for number in range(2, 6):
-            server.send([body(number)], PATIENCE_S)
-            assert first_byte(client.recv(PATIENCE_S)[0]) == number
-        assert bytes(held[0]) == body(1)
-
-    def test_a_child_that_inherited_the_socket_does_not_hide_a_death(self, listener: Listener) -> None:
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            client = transports.connect(listener.address, timeout=PATIENCE_S)
-            client.send([b"hello"], PATIENCE_S)
-            child = os.fork()
-            if child == 0:
-                signal.pause()
-            os.write(writer, str(child).encode())
-            signal.pause()
-        ((server, _),) = listener.poll(PATIENCE_S)
-        child = int(os.read(reader, 20))
-        os.kill(pid, signal.SIGKILL)
-        try:
-            assert listener.poll(PATIENCE_S) == [(server, None)]
-        finally:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            os.close(reader)
-            os.close(writer)
+@pytest.mark.parametrize("scenario", fork_scenarios.ALL)
+def test_fork(scenario: str) -> None:
+    """In a program of its own, since this one has threads."""
+    subprocess.run([sys.executable, "-m", "tests.transports.fork_scenarios", scenario], check=True, timeout=60)

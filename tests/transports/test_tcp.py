@@ -451,6 +451,27 @@ class TestTheListenersEnd:
                     assert bytes(connection.recv(PATIENCE_S)[0]) == b"first value"
         assert asked == [HelloInfo(b"h", boot_id(), wants, (4,)) for wants in (True, False)]
 
+    def test_a_client_that_goes_over_to_shared_memory_is_never_heard_of(self, tcp_place: Place) -> None:
+        def come(listener: TcpListener) -> TcpConnection:
+            return connect_tcp(listener.address, hello=b"", topics=[], timeout=PATIENCE_S, options=Options(), wants_shm=True)
+
+        with _listen(tcp_place) as listener:
+            come(listener).close()
+            with come(listener) as stays:
+                stays.stay()
+                while listener.stats()["connections"] != 1:
+                    assert listener.poll(0.01) == []
+                with come(listener) as speaks:
+                    speaks.send([b"x"], PATIENCE_S)
+                    ((speaker, parts),) = _messages(listener, 1)
+                    assert parts == [b"x"]
+                    assert listener.stats()["connections"] == 2
+                assert _messages(listener, 1) == [(speaker, None)]
+            ((stayed, parts),) = _messages(listener, 1)
+            assert parts is None
+            assert stayed is not speaker
+            assert listener.stats()["accepted"] == 3
+
     def test_owned_values_are_published_without_a_copy(self, tcp_place: Place) -> None:
         body = bytes(range(256)) * 4096
         with _listen(tcp_place) as listener:
