@@ -14,7 +14,7 @@ BUILT_FROM := pyproject.toml setup.py $(wildcard edgeml_ipc/transports/*.c edgem
 	edgeml_ipc/data/*.c edgeml_ipc/data/*.h transports/*.c transports/*.h)
 LINTED := edgeml_ipc tests benchmarks examples setup.py
 
-.PHONY: help demo test check test-c bench venv clean
+.PHONY: help demo test check test-c models bench venv clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ check: $(STAMP)  ## lint, format, strict types, layering
 
 test-c:  ## the C core under ThreadSanitizer, AddressSanitizer and UBSan; weakened builds must be caught
 	@transports/tests/run.sh $(ARGS)
+
+models:  ## the Spin models of park/wake and newest-wins: they hold, and fail without each ordering (needs spin)
+	@transports/models/run.sh
 
 bench: $(STAMP)  ## floors, peers and ours, in one run (ARGS="--quick")
 	@$(PY) -m benchmarks $(ARGS)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeml_ipc.data.replay_buffer import ReplayBuffer as ReplayBuffer
     from edgeml_ipc.errors import AddressInUse as AddressInUse
     from edgeml_ipc.errors import AuthenticationError as AuthenticationError
+    from edgeml_ipc.errors import BufferEmpty as BufferEmpty
     from edgeml_ipc.errors import BufferFull as BufferFull
     from edgeml_ipc.errors import CodecError as CodecError
     from edgeml_ipc.errors import ConfigMismatch as ConfigMismatch

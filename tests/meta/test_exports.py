@@ -16,6 +16,7 @@ PUBLIC = {
     "edgeml_ipc.errors": [
         "AddressInUse",
         "AuthenticationError",
+        "BufferEmpty",
         "BufferFull",
         "CodecError",
         "ConfigMismatch",
