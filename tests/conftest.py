@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 
@@ -11,6 +12,9 @@ import pytest
 
 # Every transport that the services are tested on.
 SCHEMES = ("inproc", "tcp", "shm", "auto")
+
+# A shell that starts us in the background has us ignore Ctrl-C, and our children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = itertools.count()
 

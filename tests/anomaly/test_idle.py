@@ -40,7 +40,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
-def test_idle(transport: str) -> None:
+def test_idle(transport: str, capsys: pytest.CaptureFixture[str]) -> None:
     ours, theirs = SPAWN.Pipe()
     server = SPAWN.Process(target=serve, args=(theirs,))
     server.start()
@@ -59,5 +59,6 @@ def test_idle(transport: str) -> None:
         for process in (clients, server):
             process.kill()
             process.join()
-    print(f"\n{transport}: a server and {CLIENTS} clients used {used / INTERVAL_S:.2%} of a core")
+    with capsys.disabled():
+        print(f"\n{transport}: a server and {CLIENTS} clients used {used / INTERVAL_S:.2%} of a core")
     assert used < 0.01 * INTERVAL_S + 0.02  # the clock has ticks of 10 ms, and there are two processes

@@ -64,17 +64,18 @@ def leftovers() -> list[str]:
     return [name for name in os.listdir("/dev/shm") if "edgeml" in name] + abstract + mapped
 
 
-def report(role: str, seed: int, notices_ms: list[float], messages: int) -> None:
+def report(capsys: pytest.CaptureFixture[str], role: str, seed: int, notices_ms: list[float], messages: int) -> None:
     notices_ms.sort()
-    print(
-        f"\n{role}: {len(notices_ms)} kills, seed {seed}, {messages} messages; from kill to notice: "
-        f"median {notices_ms[len(notices_ms) // 2]:.2f} ms, worst {notices_ms[-1]:.2f} ms"
-    )
+    with capsys.disabled():
+        print(
+            f"\n{role}: {len(notices_ms)} kills, seed {seed}, {messages} messages; from kill to notice: "
+            f"median {notices_ms[len(notices_ms) // 2]:.2f} ms, worst {notices_ms[-1]:.2f} ms"
+        )
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("scheme", KILLS_PER_ROLE)
-def test_killed_clients(scheme: str, nursery: Nursery) -> None:
+def test_killed_clients(scheme: str, nursery: Nursery, capsys: pytest.CaptureFixture[str]) -> None:
     seed = random.SystemRandom().randrange(10**6)
     rng = random.Random(seed)
     notices_ms, messages = [], 0
@@ -99,7 +100,7 @@ def test_killed_clients(scheme: str, nursery: Nursery) -> None:
             if scheme == "shm":
                 assert received >= kill_nursery.noted(nursery.page), f"seed {seed}, kill {kill}: lost what was sent"
             messages += received
-    report(f"{scheme}, client killed", seed, notices_ms, messages)
+    report(capsys, f"{scheme}, client killed", seed, notices_ms, messages)
     del listener
     assert leftovers() == [], f"seed {seed}"
 
@@ -111,7 +112,7 @@ def connect_when_up(address: str, nursery: Nursery) -> Connection:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("scheme", KILLS_PER_ROLE)
-def test_killed_servers(scheme: str, nursery: Nursery) -> None:
+def test_killed_servers(scheme: str, nursery: Nursery, capsys: pytest.CaptureFixture[str]) -> None:
     seed = random.SystemRandom().randrange(10**6)
     rng = random.Random(seed)
     notices_ms, messages = [], 0
@@ -148,7 +149,7 @@ def test_killed_servers(scheme: str, nursery: Nursery) -> None:
         connection.close()
         with pytest.raises(ConnectionRefused):
             transports.connect(address, timeout=DEADLINE_S)
-    report(f"{scheme}, server killed", seed, notices_ms, messages)
+    report(capsys, f"{scheme}, server killed", seed, notices_ms, messages)
     del connection, parts  # which may lie in a slot
     assert leftovers() == [], f"seed {seed}"
 
