@@ -105,7 +105,8 @@ typedef struct {
 
 typedef struct {
     uint64_t messages_sent, messages_received, bytes_sent, bytes_received;
-    uint64_t slots_created, slots_discarded, copied_out, doorbells, waits_for_room;
+    uint64_t slots_created, slots_discarded, copied_out, waits_for_room;
+    _Atomic uint64_t doorbells; /* senders and readers ring */
 } eipc_link_counters;
 
 /* A slot of my own: free when the peer has consumed its descriptor and pins it no more. */
@@ -258,7 +259,8 @@ int eipc_waiter_add(eipc_waiter *waiter, eipc_link *link);
 void eipc_waiter_remove(eipc_waiter *waiter, eipc_link *link);
 int eipc_waiter_watch(eipc_waiter *waiter, int fd);
 void eipc_waiter_unwatch(eipc_waiter *waiter, int fd);
-void eipc_waiter_wake(eipc_waiter *waiter);
+void eipc_waiter_wake(eipc_waiter *waiter);  /* the wait returns */
+void eipc_waiter_nudge(eipc_waiter *waiter); /* if it sleeps, it looks again */
 eipc_link *eipc_waiter_scan(eipc_waiter *waiter);
 /* Wait until a link is readable (*ready), or a watched fd is or a wake came (*ready = NULL, returns 0). */
 int eipc_waiter_wait(eipc_waiter *waiter, int64_t deadline_ns, eipc_link **ready);

@@ -121,7 +121,7 @@ int eipc_link_violation(eipc_link *link) {
 /* ---- the doorbell -------------------------------------------------------------------------------------------------- */
 
 static void ring(eipc_link *link) {
-    link->count.doorbells++;
+    atomic_fetch_add_explicit(&link->count.doorbells, 1, memory_order_relaxed);
     if (send(link->sock, &doorbell_packet, 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1) return;
     /* A full socket needs no further byte to be readable. */
     if (errno == EPIPE || errno == ECONNRESET || errno == ENOTCONN) atomic_store(&link->gone, true);
@@ -275,7 +275,10 @@ bool eipc_link_wait_for_room(eipc_link *link, int64_t deadline_ns, int *status) 
         return false;
     }
     if (n > 0 && fds[1].revents) atomic_store(&link->gone, true);
-    if (n > 0 && fds[0].revents) eipc_link_drain(link);
+    if (n > 0 && fds[0].revents) {
+        eipc_link_drain(link);
+        eipc_waiter_nudge(link->waiter); /* the doorbell may have been meant for the thread that reads */
+    }
     set_space_epoch(link, 2); /* a new odd epoch, which the reader will ring for again */
     return true;
 }

@@ -16,6 +16,8 @@
 #include <unistd.h>
 
 enum { SPIN_LIMIT_NS = 200000, SPIN_FIRST_NS = 100000, SPIN_LEAST_NS = 1000, YIELD_AFTER_NS = 3000 };
+/* What is added to the eventfd's counter: its value tells whether any of the signals was a wake. */
+static const uint64_t NUDGE = 1, WAKE = (uint64_t)1 << 32;
 enum { FREE_LOSSES = 3 }; /* spins lost in a row that are forgiven at the next short sleep */
 
 /* A waiter that always finds something still has to hear of deaths, new connections and wakes. */
@@ -31,6 +33,13 @@ int64_t eipc_now_ns(void) {
  * it does not (shares_cpu). */
 static bool may_spin(void) { return sysconf(_SC_NPROCESSORS_ONLN) > 1; }
 
+/* In epoll a link is known by its address; its pidfd by the address with the lowest bit set; the wake_fd by the waiter's
+ * address; any other fd by NULL. */
+static int watch(eipc_waiter *waiter, int fd, void *tag) {
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = tag};
+    return epoll_ctl(waiter->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0 ? EIPC_OK : EIPC_SYSTEM;
+}
+
 int eipc_waiter_create(eipc_waiter **out) {
     eipc_waiter *waiter = calloc(1, sizeof *waiter);
     if (!waiter) return EIPC_NO_MEMORY;
@@ -44,7 +53,7 @@ int eipc_waiter_create(eipc_waiter **out) {
         waiter->board->magic = EIPC_MAGIC_BOARD;
         waiter->board->version = EIPC_VERSION;
         waiter->spin_budget_ns = may_spin() ? SPIN_FIRST_NS : 0;
-        status = eipc_waiter_watch(waiter, waiter->wake_fd);
+        status = watch(waiter, waiter->wake_fd, waiter);
     }
     if (status) eipc_waiter_unref(waiter);
     else *out = waiter;
@@ -60,12 +69,6 @@ void eipc_waiter_unref(eipc_waiter *waiter) {
     eipc_map_unref(waiter->board_map);
     free(waiter->links);
     free(waiter);
-}
-
-/* In epoll a link is known by its address; its pidfd by the address with the lowest bit set; any other fd by NULL. */
-static int watch(eipc_waiter *waiter, int fd, void *tag) {
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = tag};
-    return epoll_ctl(waiter->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0 ? EIPC_OK : EIPC_SYSTEM;
 }
 
 int eipc_waiter_watch(eipc_waiter *waiter, int fd) { return watch(waiter, fd, NULL); }
@@ -100,10 +103,15 @@ void eipc_waiter_remove(eipc_waiter *waiter, eipc_link *link) {
     }
 }
 
-void eipc_waiter_wake(eipc_waiter *waiter) {
-    uint64_t one = 1;
+static void signal_wake_fd(eipc_waiter *waiter, uint64_t value) {
     /* A full counter is as good as one more. */
-    if (write(waiter->wake_fd, &one, sizeof one) < 0) return;
+    if (write(waiter->wake_fd, &value, sizeof value) < 0) return;
+}
+
+void eipc_waiter_wake(eipc_waiter *waiter) { signal_wake_fd(waiter, WAKE); }
+
+void eipc_waiter_nudge(eipc_waiter *waiter) {
+    if (atomic_load_explicit(&waiter->board->park_epoch, memory_order_seq_cst) & 1) signal_wake_fd(waiter, NUDGE);
 }
 
 eipc_link *eipc_waiter_scan(eipc_waiter *waiter) {
@@ -183,6 +191,11 @@ static int milliseconds_until(int64_t deadline_ns) {
     return left <= 0 ? 0 : left > (int64_t)1000 * 3600 * 1000000 ? 3600 * 1000 : (int)((left + 999999) / 1000000);
 }
 
+static void hear_wake_fd(eipc_waiter *waiter) {
+    uint64_t signals;
+    if (read(waiter->wake_fd, &signals, sizeof signals) == sizeof signals && signals >= WAKE) waiter->attention = true;
+}
+
 /* Sleep in epoll and read what rang. */
 static int sleep_once(eipc_waiter *waiter, int64_t deadline_ns) {
     struct epoll_event events[32];
@@ -193,11 +206,10 @@ static int sleep_once(eipc_waiter *waiter, int64_t deadline_ns) {
         uintptr_t tag = (uintptr_t)events[i].data.ptr;
         eipc_link *link = (eipc_link *)(tag & ~(uintptr_t)1);
         if (!link) waiter->attention = true;
+        else if (tag == (uintptr_t)waiter) hear_wake_fd(waiter);
         else if (tag & 1) atomic_store(&link->gone, true);
         else eipc_link_drain(link);
     }
-    uint64_t wakes;
-    if (waiter->attention && read(waiter->wake_fd, &wakes, sizeof wakes) < 0 && errno != EAGAIN) return EIPC_SYSTEM;
     return n == 0 && milliseconds_until(deadline_ns) == 0 ? EIPC_TIMEOUT : EIPC_OK;
 }
 

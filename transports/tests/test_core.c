@@ -216,6 +216,23 @@ static void test_stream(double seconds) {
     free_side(&b.side);
 }
 
+/* ---- both directions at once, each side with a thread that sends and one that reads ---------------------------------- */
+
+static void test_duplex(double seconds) {
+    stream a = {.messages = (uint64_t)(seconds * 2000)}, b = a;
+    pthread_t threads[4];
+    make_pair(&a.side, &b.side, 4096, 1 << 22);
+    pthread_create(&threads[0], NULL, produce, &a);
+    pthread_create(&threads[1], NULL, consume, &a);
+    pthread_create(&threads[2], NULL, produce, &b);
+    pthread_create(&threads[3], NULL, consume, &b);
+    for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
+    printf("duplex: %llu messages each way, %llu waits for room\n", (unsigned long long)a.messages,
+           (unsigned long long)(a.side.link->count.waits_for_room + b.side.link->count.waits_for_room));
+    free_side(&a.side);
+    free_side(&b.side);
+}
+
 /* ---- ping-pong in which both sides keep falling asleep: a lost wake-up is a deadline that passes --------------------- */
 
 static void *echo(void *argument) {
@@ -475,7 +492,7 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         void (*run)(double);
-    } tests[] = {{"stream", test_stream}, {"wake", test_wake}, {"topic", test_topic}, {"limits", test_limits}, {"hostile", test_hostile}};
+    } tests[] = {{"stream", test_stream}, {"duplex", test_duplex}, {"wake", test_wake}, {"topic", test_topic}, {"limits", test_limits}, {"hostile", test_hostile}};
     double seconds = argc > 2 ? atof(argv[2]) : 2;
     int run = 0;
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
