@@ -22,9 +22,10 @@ from edgeml_ipc.errors import (
     CodecError,
     ConnectionClosed,
     EdgeMLError,
-    MessageTooLarge,
+    IncompatiblePeer,
     PeerDied,
     TimeoutError,
+    TransportUnavailable,
 )
 from edgeml_ipc.protocol import (
     ACK,
@@ -48,6 +49,10 @@ MAX_OUTSTANDING: Final = 256
 _STOP_SECONDS: Final = 5.0
 # How long the thread waits for a message before it looks at the deadlines of futures: how late a future may time out.
 _LOOK_EVERY_SECONDS: Final = 0.25
+# The same for a client without futures so far: how late its first one may time out.
+_LOOK_IDLE_SECONDS: Final = 1.0
+_MAX_FRUITLESS_CONNECTIONS: Final = 3
+_ENDED: Final = (PeerDied, ConnectionClosed, IncompatiblePeer)  # what says that a connection is of no more use
 
 Callback = Callable[[Any, int], None]
 
@@ -57,12 +62,12 @@ class _Request:
 
     __slots__ = ("body", "end", "future", "method", "seconds", "sent_to", "sequence")
 
-    def __init__(self, sequence: int, method: str, body: list[Buffer], seconds: float) -> None:
+    def __init__(self, sequence: int, method: str, body: list[Buffer], seconds: float, start: float) -> None:
         self.sequence = sequence
         self.method = method
         self.body = body
         self.seconds = seconds
-        self.end = monotonic() + seconds
+        self.end = start + seconds
         self.sent_to: bytes | None = None
         self.future: Future[Any] = Future()
         self.future.set_running_or_notify_cancel()  # a request that was sent can't be taken back
@@ -88,18 +93,22 @@ class Background:
         self._taken_from: bytes | None = None
         self.taken_version = 0
         self._submitted = self._received = self._skipped = self._callback_errors = 0
-        self._reconnects = self._timeouts = self._resent = self._undecodable = 0
+        self._reconnects = self._timeouts = self._resent = self._undecodable = self._answers = 0
+        self._transport = ""  # of the newest link
 
     # --- called by users' threads ---------------------------------------------------------------------------------------
 
     def submit(self, method: str, body: list[Buffer], seconds: float) -> Future[Any]:
-        with self._sending:
+        start = monotonic()
+        if not self._sending.acquire(timeout=seconds):
+            raise TimeoutError(f"{self._dialer.address}: requests of other threads took all of the {seconds:g} s of {method!r}")
+        try:
             with self._changed:
                 self._start()
                 if len(self._requests) >= MAX_OUTSTANDING:
                     raise BufferFull(f"{self._dialer.address}: {MAX_OUTSTANDING} requests are outstanding; await some of them")
                 self._sequence += 1
-                request = _Request(self._sequence, method, hold(body)[0], seconds)
+                request = _Request(self._sequence, method, hold(body)[0], seconds, start)
                 self._requests[request.sequence] = request
                 self._submitted += 1
                 self._futures_used = True
@@ -108,12 +117,14 @@ class Background:
             if link is not None:
                 try:
                     self._send(link, request)
-                except (ValueError, BufferFull, TimeoutError, MessageTooLarge):
+                except _ENDED:
+                    pass  # the thread notices too, and sends it over the next connection
+                except Exception:
                     with self._changed:
                         self._requests.pop(request.sequence, None)
                     raise
-                except (PeerDied, ConnectionClosed):
-                    pass  # the thread notices too, and sends it over the next connection
+        finally:
+            self._sending.release()
         return request.future
 
     def subscribe(self, callback: Callback) -> None:
@@ -126,7 +137,7 @@ class Background:
 
     def lag(self, other: Link | None) -> int:
         """Return the versions published and not taken, as far as this lane's link and `other` know."""
-        links = [link for link in (self._link, other) if link is not None and link.incarnation == self._taken_from]
+        links = [link for link in (self._link, other) if link and self._taken_from in (None, link.incarnation)]
         return max([0, *(link.newest_version - self.taken_version for link in links)])
 
     def close(self) -> None:
@@ -155,6 +166,7 @@ class Background:
             "versions_undecodable": self._undecodable,
             "callback_errors": self._callback_errors,
             "background_reconnects": self._reconnects,
+            "background_transport": self._transport,
             "background_connection": link.connection.stats() if link is not None else {},
         }
 
@@ -182,32 +194,51 @@ class Background:
 
     def _run(self) -> None:
         pauses = Pauses()
-        failed_with: type[EdgeMLError] | None = None
+        failed_with: type[Exception] | None = None
         connected_before = False
+        fruitless = 0  # connections in a row that ended without an answer to any request
         try:
             while self._wait_until_wanted():
                 with self._changed:
                     topics = (TOPIC,) if self._callbacks else ()
                 try:
                     link = self._dialer.dial(BACKGROUND_LANE, topics, self._connect_seconds)
-                except EdgeMLError as error:
+                except (EdgeMLError, OSError) as error:
                     if type(error) is not failed_with:
                         failed_with = type(error)
                         logger.warning("background connection: %s; trying again", error)
-                    self._fail_all(error)
+                    self._fail_all(error if isinstance(error, EdgeMLError) else self._translated(error))
                     self._closing.wait(pauses.next())
                     continue
-                pauses, failed_with = Pauses(), None
+                failed_with = None
+                self._transport = link.connection.transport
                 self._reconnects += connected_before
                 connected_before = True
+                answers, received = self._answers, self._received
                 try:
                     self._use(link, subscribed=bool(topics))
                 finally:
                     with self._changed:
                         self._link = None
                     link.connection.close()
+                fruitless = fruitless + 1 if self._answers == answers and self._requests else 0
+                if fruitless >= _MAX_FRUITLESS_CONNECTIONS:
+                    fruitless = 0
+                    self._fail_all(PeerDied(f"it broke {_MAX_FRUITLESS_CONNECTIONS} times; the server may refuse its size"))
+                if self._answers == answers and self._received == received:
+                    self._closing.wait(pauses.next())
+                else:
+                    pauses = Pauses()
         finally:
-            self._fail_all(ConnectionClosed(f"{self._dialer.address}: this client was closed"))
+            with self._changed:
+                if not self._closing.is_set():
+                    self._thread = None  # it ends by a defect: the next use starts another
+            self._fail_all(ConnectionClosed(f"{self._dialer.address}: this client's background thread ended"))
+
+    def _translated(self, error: OSError) -> EdgeMLError:
+        translated = TransportUnavailable(f"{self._dialer.address}: {type(error).__name__}: {error}")
+        translated.__cause__ = error
+        return translated
 
     def _wait_until_wanted(self) -> bool:
         """Wait until there is something to connect for; return False when closing."""
@@ -221,12 +252,12 @@ class Background:
             requests, self._requests = list(self._requests.values()), {}
         for request in requests:
             if request.sent_to is None:
-                request.future.set_exception(error)
+                self._complete(request, error)
             else:
                 message = f"{self._dialer.address}: the connection ended with {request.method!r} in flight ({error})"
                 died = PeerDied(message, outcome_unknown=True)
                 died.__cause__ = error
-                request.future.set_exception(died)
+                self._complete(request, died)
 
     def _use(self, link: Link, *, subscribed: bool) -> None:
         """Receive from a new connection until it ends."""
@@ -235,26 +266,43 @@ class Background:
                 return
             while not self._closing.is_set():
                 with suppress(TimeoutError):  # the message gets no name: one would keep its memory in use during the next wait
-                    self._take(link, link.connection.recv(_LOOK_EVERY_SECONDS if self._futures_used else None))
+                    self._take(link, link.connection.recv(_LOOK_EVERY_SECONDS if self._futures_used else _LOOK_IDLE_SECONDS))
                 self._expire()
-        except (PeerDied, ConnectionClosed) as error:
+        except _ENDED as error:
             logger.debug("%s: background connection ended: %s", self._dialer.address, error)
         except ProtocolViolation as error:
             logger.warning("%s: closing the connection to a server that sent %s", self._dialer.address, error)
+        except EdgeMLError as error:
+            logger.warning("%s: background connection ended: %s: %s", self._dialer.address, type(error).__name__, error)
 
     def _take_over(self, link: Link, subscribed: bool) -> bool:
         """Send over the new connection what has no reply yet; return False if it must be made anew."""
+        self._expire()
+        with self._changed:
+            orphans = [r for r in self._requests.values() if r.sent_to not in (None, link.incarnation)]
+        for request in orphans:
+            place = self._dialer.address
+            message = f"{place}: the server ended with {request.method!r} in flight; another took its place"
+            self._finish(request.sequence, PeerDied(message, outcome_unknown=True))
+        failed: list[tuple[_Request, Exception]] = []
+        try:
+            return self._send_all(link, subscribed, failed)
+        finally:  # with no lock held: what waits for a future may submit the next request
+            for request, error in failed:
+                self._finish(request.sequence, error)
+
+    def _send_all(self, link: Link, subscribed: bool, failed: list[tuple[_Request, Exception]]) -> bool:
         with self._sending:
             with self._changed:
                 requests = list(self._requests.values())
             for request in requests:
-                if request.sent_to is None or request.sent_to == link.incarnation:
-                    self._resent += request.sent_to is not None
-                    self._send_or_fail(link, request)
-                else:
-                    place = self._dialer.address
-                    message = f"{place}: the server ended with {request.method!r} in flight; another took its place"
-                    self._finish(request.sequence, PeerDied(message, outcome_unknown=True))
+                self._resent += request.sent_to is not None
+                try:
+                    self._send(link, request)
+                except _ENDED:
+                    raise
+                except (EdgeMLError, ValueError) as error:
+                    failed.append((request, error))
             with self._changed:
                 self._link = link
                 self._subscribed = subscribed
@@ -264,17 +312,12 @@ class Background:
             self._acknowledge(link, 0)
         return True
 
-    def _send_or_fail(self, link: Link, request: _Request) -> None:
-        try:
-            self._send(link, request)
-        except (ValueError, TimeoutError, BufferFull, MessageTooLarge) as error:
-            self._finish(request.sequence, error)
-
     def _take(self, link: Link, parts: list[Buffer]) -> None:
         kind, _, sequence, number = open_envelope(parts[0])
         if kind == PUBLISH:
             self._take_version(link, number, parts)
         elif kind in (REPLY, ERROR):
+            self._answers += 1
             link.newest_version = max(link.newest_version, number)
             try:
                 if kind == ERROR:
@@ -309,7 +352,7 @@ class Background:
         for callback in list(self._callbacks):
             try:
                 callback(value, version)
-            except Exception:  # a user's callback: it must not end the thread that all callbacks share
+            except BaseException:  # a user's callback: it must not end the thread that all callbacks share
                 self._callback_errors += 1
                 logger.exception("%s: a callback raised for version %d", self._dialer.address, version)
 
@@ -325,10 +368,17 @@ class Background:
             request = self._requests.pop(sequence, None)
         if request is None:
             return  # it timed out before
-        if error is not None:
-            request.future.set_exception(error)
-        else:
-            request.future.set_result(result)
+        self._complete(request, error, result)
+
+    def _complete(self, request: _Request, error: Exception | None, result: Any = None) -> None:
+        try:
+            if error is not None:
+                request.future.set_exception(error)
+            else:
+                request.future.set_result(result)
+        except BaseException:  # a user's callback, which was added to the future
+            self._callback_errors += 1
+            logger.exception("%s: what waited for %r raised", self._dialer.address, request.method)
 
     def _expire(self) -> None:
         now = monotonic()

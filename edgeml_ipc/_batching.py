@@ -100,9 +100,17 @@ class Batcher:
     def run_due(self) -> float:
         """Run the batches whose time has come; return the seconds until the next, infinite if there is none."""
         now = monotonic()
-        for key in [key for key, due in self._due.items() if due <= now]:
-            self._run(key)
+        self._run_those([key for key, due in self._due.items() if due <= now])
         return min((due - now for due in self._due.values()), default=math.inf)
+
+    def run_all(self) -> None:
+        """Run what waits, due or not."""
+        self._run_those(list(self._due))
+
+    def _run_those(self, keys: list[Hashable]) -> None:
+        for key in keys:
+            if key in self._due:  # the function of another batch may have had this one run
+                self._run(key)
 
     def _run(self, key: Hashable) -> None:
         group = self._groups.pop(key)
@@ -111,9 +119,11 @@ class Batcher:
         self.rows += len(group)
         try:
             results = rows(self._function(stack([payload for _, payload in group])), len(group))
-        except Exception as error:  # noqa: BLE001 - a user's function: what it raises is carried to each caller
+        except BaseException as error:  # a user's function: what it raises is carried to each caller
             for ticket, _ in group:
                 ticket.fail(error)
+            if group[0][0].ends_server(error):
+                raise
             return
         for (ticket, _), result in zip(group, results, strict=True):
             ticket.reply(result)

@@ -140,6 +140,9 @@ class Client:
                 lost = error
                 self._drop(link)
                 link = None
+            except (ConnectionClosed, IncompatiblePeer):
+                self._drop(link)  # the next call connects anew, unless this client was closed
+                raise
         raise PeerDied(
             f"{self.address}: the connection broke {_MAX_SENDINGS} times while {method!r} was sent; the server may refuse "
             f"its size ({lost})",
@@ -201,7 +204,8 @@ class Client:
         """Send a request without waiting; the future completes on the client's background thread.
 
         Raises:
-            BufferFull: too many requests are outstanding. CodecError, MessageTooLarge: it cannot be sent.
+            BufferFull: too many requests are outstanding. CodecError, MessageTooLarge: it cannot be sent. TimeoutError: the
+                server took nothing in for all of the timeout.
                 What `call` raises for the outcome comes out of the future.
         """
         return self._background.submit(method, codec.encode(payload), self._timeout if timeout is None else timeout)
@@ -213,6 +217,11 @@ class Client:
         to others sees the next value that is published.
         """
         self._background.subscribe(callback)
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for a call that names none."""
+        return self._timeout
 
     @property
     def version(self) -> int:
@@ -231,7 +240,7 @@ class Client:
 
     @property
     def transport(self) -> str:
-        """What the calls travel by: "shm", "tcp" or "inproc"."""
+        """What the calls travel by: "shm", "tcp" or "inproc". `stats` has it also for futures and published values."""
         return self._last_link.connection.transport
 
     # --- life -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
+MAX_ITEMS: Final = 1 << 16  # items of no bytes cost their sender nothing
+
 _PYTHON_KINDS: Final[dict[type, tuple[str, type]]] = {
     float: ("float", np.float64),
     int: ("int", np.int64),
@@ -21,7 +23,7 @@ _PYTHON_KINDS: Final[dict[type, tuple[str, type]]] = {
 def pack(items: list[Any]) -> dict[str, Any]:
     """Return `{"items": items}`, or `{"count", "columns", "kinds"}` where the items are alike."""
     kinds: list[str] = []
-    columns = _columns(items, kinds) if len(items) > 1 and type(items[0]) is dict else None
+    columns = _columns(items, kinds) if 1 < len(items) <= MAX_ITEMS and type(items[0]) is dict else None
     return {"items": items} if columns is None else {"count": len(items), "columns": columns, "kinds": kinds}
 
 
@@ -31,6 +33,8 @@ def unpack(packed: dict[str, Any]) -> list[Any]:
         items: list[Any] = list(packed["items"])
         return items
     count = int(packed["count"])
+    if not 0 <= count <= MAX_ITEMS:
+        raise ValueError(f"a batch of {count} items; the limit is {MAX_ITEMS}")
     leaves: list[tuple[tuple[Any, ...], Any]] = []
     _leaves(packed["columns"], (), leaves)
     columns = [(path, _values(column, kind, count)) for (path, column), kind in zip(leaves, packed["kinds"], strict=True)]

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 MAX_REPLIES_PER_LANE: Final = 1024
 MAX_BYTES_PER_LANE: Final = 256 << 20
 MAX_LANES_WITHOUT_CONNECTION: Final = 256
+MAX_LANES_WITHOUT_REPLIES: Final = 16_384
 _COPIED_UP_TO_BYTES: Final = 64 << 10
 
 
 def hold(parts: list[Buffer]) -> tuple[list[Buffer], int]:
     """Keep parts for a second sending; return them and their sum in bytes.
 
-    Small buffers are copied; of a large one only a reference is kept, so a second sending shows its content of that moment.
+    What its owner may write to is copied, so that a second sending shows what the first one did; of a large read-only buffer
+    a reference is kept.
     """
     held: list[Buffer] = []
     total_bytes = 0
@@ -33,9 +35,9 @@ def hold(parts: list[Buffer]) -> tuple[list[Buffer], int]:
             total_bytes += len(part)
             held.append(part)
         else:
-            part_bytes = memoryview(part).nbytes
-            total_bytes += part_bytes
-            held.append(memoryview(part).tobytes() if part_bytes <= _COPIED_UP_TO_BYTES else part)
+            view = memoryview(part)
+            total_bytes += view.nbytes
+            held.append(part if view.readonly and view.nbytes > _COPIED_UP_TO_BYTES else view.tobytes())
     return held, total_bytes
 
 
@@ -56,15 +58,17 @@ class Lane:
         highest: the highest sequence that was admitted.
         executing: sequences that were admitted and have no reply yet.
         replies: sequence -> envelope and codec parts.
+        forgets: keep no replies: the client is away, and others are too many.
     """
 
-    __slots__ = ("_sizes", "executing", "highest", "remembered_bytes", "replies", "session")
+    __slots__ = ("_sizes", "executing", "forgets", "highest", "remembered_bytes", "replies", "session")
 
     def __init__(self) -> None:
         self.session: Session | None = None
         self.highest = 0
         self.executing: set[int] = set()
         self.replies: dict[int, list[Buffer]] = {}
+        self.forgets = False
         self.remembered_bytes = 0
         self._sizes: dict[int, int] = {}
 
@@ -84,6 +88,8 @@ class Lane:
     def remember(self, sequence: int, parts: list[Buffer]) -> None:
         """Keep a reply (see `hold`), in place of an earlier one of the same sequence."""
         self.executing.discard(sequence)
+        if self.forgets:
+            return
         if sequence in self.replies:
             self._forget(sequence)
         held, size_bytes = hold(parts)
@@ -93,18 +99,28 @@ class Lane:
         while len(self.replies) > MAX_REPLIES_PER_LANE or self.remembered_bytes > MAX_BYTES_PER_LANE:
             self._forget(next(iter(self.replies)))
 
+    def forget_all(self) -> None:
+        """Drop all replies; which requests were executed stays known."""
+        self.replies.clear()
+        self._sizes.clear()
+        self.remembered_bytes = 0
+
     def _forget(self, sequence: int) -> None:
         del self.replies[sequence]
         self.remembered_bytes -= self._sizes.pop(sequence)
 
 
 class ReplyMemory:
-    """The lanes of all clients, those without a connection bounded in number and bytes. For the server's loop only."""
+    """The lanes of all clients. For the server's loop only.
+
+    Of those without a connection, the replies are bounded in number and bytes. A lane past that keeps what it has executed, so
+    that a retry is answered with an unknown outcome and not executed again, up to a larger number of lanes.
+    """
 
     def __init__(self) -> None:
         self._lanes: dict[tuple[bytes, int], Lane] = {}
         self._left: OrderedDict[tuple[bytes, int], Lane] = OrderedDict()
-        self._left_bytes = 0
+        self._bare: OrderedDict[tuple[bytes, int], Lane] = OrderedDict()
 
     def attach(self, client: bytes, lane_number: int, session: Session) -> Lane:
         """Return the lane that a new connection serves, with what is remembered of it."""
@@ -112,9 +128,9 @@ class ReplyMemory:
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane()
-        elif key in self._left:
-            del self._left[key]
-            self._left_bytes -= lane.remembered_bytes
+        self._left.pop(key, None)
+        self._bare.pop(key, None)
+        lane.forgets = False
         lane.session = session
         return lane
 
@@ -126,8 +142,12 @@ class ReplyMemory:
             return
         lane.session = None
         self._left[key] = lane
-        self._left_bytes += lane.remembered_bytes
-        while len(self._left) > MAX_LANES_WITHOUT_CONNECTION or self._left_bytes > MAX_BYTES_PER_LANE:
+        left_bytes = sum(left.remembered_bytes for left in self._left.values())  # replies may have come since they left
+        while len(self._left) > MAX_LANES_WITHOUT_CONNECTION or left_bytes > MAX_BYTES_PER_LANE:
             old_key, old = self._left.popitem(last=False)
-            self._left_bytes -= old.remembered_bytes
-            del self._lanes[old_key]
+            left_bytes -= old.remembered_bytes
+            old.forget_all()
+            old.forgets = True
+            self._bare[old_key] = old
+        while len(self._bare) > MAX_LANES_WITHOUT_REPLIES:
+            del self._lanes[self._bare.popitem(last=False)[0]]

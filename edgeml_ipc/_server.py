@@ -26,6 +26,7 @@ from edgeml_ipc.protocol import (
     REPLY,
     REQUEST,
     ProtocolViolation,
+    error_text,
     judge,
     open_envelope,
     pack_failure,
@@ -68,9 +69,13 @@ class Ticket:
     def reply(self, result: Any) -> None:
         self._server._reply(self._lane, self._sequence, result)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Answer with an error that came out of a user's function."""
         self._server._fail(self._lane, self._sequence, error, within_callback=True)
+
+    def ends_server(self, error: BaseException) -> bool:
+        """See `Server.ends_server`."""
+        return self._server.ends_server(error)
 
 
 class _TokenBucket:
@@ -268,7 +273,10 @@ class Server:
         lane = session.lane
         if verdict is Verdict.ANSWER:
             self._retries_answered += 1
-            self._send(session, lane.replies[sequence])
+            try:
+                self._send(session, lane.replies[sequence])
+            except MessageTooLarge as too_large:
+                self._fail(lane, sequence, too_large, within_callback=False)
         elif verdict is Verdict.FORGOTTEN:
             error = PeerDied("the request was executed, and its reply is no longer remembered")
             self._send(session, self._error_parts(sequence, error, within_callback=False))
@@ -287,11 +295,17 @@ class Server:
         self._current = (lane, sequence)
         try:
             result = self._handlers[method](payload)
-        except Exception as error:  # noqa: BLE001 - a user's function: what it raises is carried to the caller
+        except BaseException as error:  # a user's function: what it raises is carried to the caller
             self._fail(lane, sequence, error, within_callback=True)
+            if self.ends_server(error):
+                raise
             return
         if result is not LATER:
             self._reply(lane, sequence, result)
+
+    def ends_server(self, error: BaseException) -> bool:
+        """Tell whether what a callback raised is for this program: Ctrl-C or an exit, within a blocking `start`."""
+        return self._thread is None and isinstance(error, KeyboardInterrupt | SystemExit)
 
     def ticket(self) -> Ticket:
         """Return the ticket of the request being handled; its handler must then return `LATER`."""
@@ -304,7 +318,7 @@ class Server:
     def _reply(self, lane: Lane, sequence: int, result: Any) -> None:
         try:
             body = codec.encode(result)
-        except CodecError as error:
+        except Exception as error:  # noqa: BLE001 - a user's registered class, or a dict that changed meanwhile
             self._fail(lane, sequence, error, within_callback=True)
             return
         parts = [ENVELOPE.pack(MAGIC, REPLY, 0, 0, sequence, self._version), *body]
@@ -317,16 +331,19 @@ class Server:
                 return
         lane.remember(sequence, parts)
 
-    def _fail(self, lane: Lane, sequence: int, error: Exception, *, within_callback: bool) -> None:
+    def _fail(self, lane: Lane, sequence: int, error: BaseException, *, within_callback: bool) -> None:
         self._errors += 1
         if within_callback:
-            logger.warning("%s: a callback raised %s: %s", self.address, type(error).__name__, error)
+            logger.warning("%s: a callback raised %s: %s", self.address, type(error).__name__, error_text(error))
         parts = self._error_parts(sequence, error, within_callback=within_callback)
         lane.remember(sequence, parts)
         if lane.session is not None:
-            self._send(lane.session, parts)
+            try:
+                self._send(lane.session, parts)
+            except MessageTooLarge as too_large:
+                lane.session.give_up(too_large)
 
-    def _error_parts(self, sequence: int, error: Exception, *, within_callback: bool) -> list[Buffer]:
+    def _error_parts(self, sequence: int, error: BaseException, *, within_callback: bool) -> list[Buffer]:
         body = pack_failure(error, within_callback=within_callback)
         return [ENVELOPE.pack(MAGIC, ERROR, 0, 0, sequence, self._version), body]
 

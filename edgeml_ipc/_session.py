@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import Final
 
 from edgeml_ipc._replies import Lane, ReplyMemory
-from edgeml_ipc.errors import BufferFull, ConnectionClosed, PeerDied, TimeoutError
+from edgeml_ipc.errors import BufferFull, ConnectionClosed, EdgeMLError, MessageTooLarge, PeerDied, TimeoutError
 from edgeml_ipc.protocol import Hello
 from edgeml_ipc.transports.base import Buffer, Connection
+
+logger = logging.getLogger("edgeml_ipc")
 
 MAX_WAITING_REPLIES: Final = 256
 MAX_WAITING_BYTES: Final = 512 << 20
@@ -52,14 +55,28 @@ class Session:
                 pass
             except (PeerDied, ConnectionClosed):
                 return True  # `poll` reports the end; the reply is remembered for when the client comes back
+            except MessageTooLarge:
+                raise
+            except EdgeMLError as error:
+                self.give_up(error)
+                return True
         copied = [memoryview(part).tobytes() for part in parts]
         self._outbox_bytes += sum(map(len, copied))
         self._outbox.append(copied)
         if len(self._outbox) > MAX_WAITING_REPLIES or self._outbox_bytes > MAX_WAITING_BYTES:
-            self.connection.close()
-            self._outbox.clear()
+            self._close()
             return False
         return True
+
+    def give_up(self, error: EdgeMLError) -> None:
+        """Close the connection; what the client still wants to know is remembered for when it comes back."""
+        logger.warning("%s: closing the connection of a client that cannot be sent to: %s", self.connection.address, error)
+        self._close()
+
+    def _close(self) -> None:
+        self.connection.close()
+        self._outbox.clear()
+        self._outbox_bytes = 0
 
     def flush(self) -> None:
         """Send what there is room for now."""
@@ -70,5 +87,8 @@ class Session:
                 return
             except (PeerDied, ConnectionClosed):
                 self._outbox.clear()
+                return
+            except EdgeMLError as error:  # a reply over the limit is known to be so only now
+                self.give_up(error)
                 return
             self._outbox_bytes -= sum(map(len, self._outbox.popleft()))

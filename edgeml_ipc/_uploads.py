@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import urandom
 from typing import Any, Final
@@ -51,13 +52,16 @@ class UpdateResult:
     def __add__(self, other: UpdateResult) -> UpdateResult:
         return UpdateResult(self.sent + other.sent, self.evicted + other.evicted, self.lost + other.lost)
 
+    def __sub__(self, other: UpdateResult) -> UpdateResult:
+        return UpdateResult(self.sent - other.sent, self.evicted - other.evicted, self.lost - other.lost)
+
 
 class Uploader:
     """The actor's side for one store. One thread at a time.
 
     Attributes:
         next_id: id of the next item to send.
-        sent, evicted, lost: totals, as in `UpdateResult`.
+        sent, evicted, lost: totals, as in `UpdateResult`, of failed runs too.
     """
 
     def __init__(self, client: Client, client_name: str, store_name: str, store: DataStoreBase) -> None:
@@ -65,18 +69,21 @@ class Uploader:
         self._store = store
         self._names = {"store": store_name, "client": client_name, "incarnation": store.incarnation}
         self._learner_store: bytes | None = None  # the life of the learner's store that `next_id` is about; None: ask
-        self._synced_before = False
+        self._synced_with: bytes | None = None  # the same, of the last time that we asked
         self.next_id = 0
         self.sent = self.evicted = self.lost = 0
 
-    def run(self, deadline: Deadline) -> UpdateResult:
+    @property
+    def totals(self) -> UpdateResult:
+        return UpdateResult(self.sent, self.evicted, self.lost)
+
+    def run(self, deadline: Deadline) -> None:
         """Send what is in the store by now.
 
         Raises:
-            TimeoutError: the deadline passed between batches, or a call took too long. Others as `Client.call`. What was
-                sent until then counts in the totals; the next run goes on from there.
+            TimeoutError: the deadline passed, or a call took too long. Others as `Client.call`. What was sent until then
+                counts in the totals; the next run goes on from there.
         """
-        before = UpdateResult(self.sent, self.evicted, self.lost)
         target = self._store.latest_data_id()
         syncs = 0
         try:
@@ -84,30 +91,33 @@ class Uploader:
                 if self._learner_store is None:
                     if syncs == _MAX_SYNCS:
                         raise EdgeMLError(f"{self._client.address}: the store was replaced {syncs} times in one update")
-                    self._sync()
+                    self._sync(deadline)
                     syncs += 1
                 if self.next_id > target:
                     break
                 if deadline.expired:
                     raise TimeoutError(f"{self._client.address}: items {self.next_id} to {target} are not yet sent")
-                self._send_batch()
+                self._send_batch(deadline)
         except EdgeMLError:
             self._learner_store = None
             raise
-        return UpdateResult(self.sent - before.sent, self.evicted - before.evicted, self.lost - before.lost)
 
-    def _sync(self) -> None:
-        answer = self._client.call("sync", self._names)
+    def _call(self, method: str, payload: dict[str, Any], deadline: Deadline) -> Any:
+        remaining = deadline.remaining()
+        seconds = self._client.timeout
+        return self._client.call(method, payload, seconds if remaining is None else min(seconds, remaining))
+
+    def _sync(self, deadline: Deadline) -> None:
+        answer = self._call("sync", self._names, deadline)
         cursor = answer["next_id"]
         if cursor is not None:
             if cursor > self.next_id:
-                if self._synced_before:  # a batch arrived whose answer did not; otherwise they are an earlier process's
+                if self._synced_with is not None:  # a batch arrived whose answer did not; else they are an earlier process's
                     self.sent += cursor - self.next_id
                 self.next_id = cursor
-        elif self.next_id:
+        elif self.next_id and answer["learner_store"] != self._synced_with:
             self._start_over()
-        self._learner_store = answer["learner_store"]
-        self._synced_before = True
+        self._learner_store = self._synced_with = answer["learner_store"]
 
     def _start_over(self) -> None:
         """Go back to the oldest item that is still held: the learner's store is a new one and has nothing of ours."""
@@ -116,7 +126,7 @@ class Uploader:
         self.lost += max(0, gone - self.evicted - self.lost)
         self.next_id = gone
 
-    def _send_batch(self) -> None:
+    def _send_batch(self, deadline: Deadline) -> None:
         first_id, items, evicted = self._store.read_since(self.next_id - 1, limit=BATCH_ITEMS)
         self.evicted += evicted
         self.next_id = first_id
@@ -126,7 +136,7 @@ class Uploader:
         while True:
             batch = {**self._names, "learner_store": self._learner_store, "first_id": first_id, "evicted": evicted}
             try:
-                answer = self._client.call("upload", {**batch, **_columns.pack(items[:count])})
+                answer = self._call("upload", {**batch, **_columns.pack(items[:count])}, deadline)
                 break
             except MessageTooLarge:
                 if count == 1:
@@ -182,14 +192,18 @@ class Cursors:
             self._next.popitem(last=False)
 
 
-_cursors: weakref.WeakKeyDictionary[DataStoreBase, Cursors] = weakref.WeakKeyDictionary()
+_cursors: dict[int, Cursors] = {}  # by the store's id: two stores may compare equal, or have no hash
 _cursors_lock = threading.Lock()
 
 
 def cursors_of(store: DataStoreBase) -> Cursors:
     """Return the cursors that belong to a store of the learner's."""
     with _cursors_lock:
-        return _cursors.setdefault(store, Cursors())
+        cursors = _cursors.get(id(store))
+        if cursors is None:
+            cursors = _cursors[id(store)] = Cursors()
+            weakref.finalize(store, _cursors.pop, id(store), None).atexit = False
+        return cursors
 
 
 class Inlet:
@@ -210,9 +224,13 @@ class Inlet:
             next_id = self._cursors.next_id(request["client"], request["incarnation"])
         return {"next_id": next_id, "learner_store": self._cursors.incarnation}
 
-    def take(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    def take(
+        self, request: dict[str, Any], announce: Callable[[list[Any]], object] | None = None
+    ) -> tuple[dict[str, Any], list[Any]]:
         """Insert what is new in a batch; return the answer and the new items.
 
+        Args:
+            announce: called with the items that were inserted, if there are any, also if the store raised at a later one.
         Raises:
             whatever the store's `insert` raises; the cursor then stands at the first item that is not in the store.
         """
@@ -220,20 +238,25 @@ class Inlet:
             return {"next_id": None}, []
         client, incarnation, first_id = request["client"], request["incarnation"], request["first_id"]
         items = _columns.unpack(request)
-        with self._cursors.lock:
-            cursor = self._cursors.next_id(client, incarnation)
-            known = 0 if cursor is None else min(len(items), max(0, cursor - first_id))
-            new_items = items[known:]
-            next_id = first_id + known
-            self.repeated += known
-            self._just_inserted = 0
-            try:
-                if new_items:
-                    self._insert(new_items)
-            finally:
-                self.inserted += self._just_inserted
-                next_id = max(next_id + self._just_inserted, cursor or 0)
-                self._cursors.move(client, incarnation, next_id)
+        new_items: list[Any] = []
+        self._just_inserted = 0
+        try:
+            with self._cursors.lock:
+                cursor = self._cursors.next_id(client, incarnation)
+                known = 0 if cursor is None else min(len(items), max(0, cursor - first_id))
+                new_items = items[known:]
+                next_id = first_id + known
+                self.repeated += known
+                try:
+                    if new_items:
+                        self._insert(new_items)
+                finally:
+                    self.inserted += self._just_inserted
+                    next_id = max(next_id + self._just_inserted, cursor or 0)
+                    self._cursors.move(client, incarnation, next_id)
+        finally:
+            if self._just_inserted and announce is not None:
+                announce(new_items[: self._just_inserted])
         self.evicted += request["evicted"]
         return {"next_id": next_id}, new_items
 

@@ -72,12 +72,15 @@ class InferenceServer(ServerFront):
             max_batch_size: largest batch; None means that the interface is not batched.
             max_wait_ms: how long the first request of a batch waits for others.
         """
+        replaced = self._batchers.get(name)
         if max_batch_size is None:
             self._functions[name] = function
             self._batchers.pop(name, None)
         else:
             self._batchers[name] = Batcher(function, max_batch_size, max_wait_ms)
             self._functions.pop(name, None)
+        if replaced is not None:
+            replaced.run_all()  # it took these requests: nobody else answers them
 
     def _call(self, request: tuple[str, Any]) -> Any:
         name, payload = request
@@ -96,7 +99,7 @@ class InferenceServer(ServerFront):
     def _run_due_batches(self) -> float | None:
         if not self._batchers:
             return None
-        wait = min(batcher.run_due() for batcher in self._batchers.values())
+        wait = min(batcher.run_due() for batcher in list(self._batchers.values()))
         return None if math.isinf(wait) else max(0.0, wait)
 
     def stats(self) -> dict[str, Any]:

@@ -145,6 +145,8 @@ def _plain(value: Any) -> Any:
         return sorted((_plain(item) for item in value), key=repr)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):  # a numpy scalar or array; the repr of a long one is shortened
+        return _plain(value.tolist())
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
         return repr(value)
     if value is None or isinstance(value, bool | int | float | str | bytes):
@@ -228,7 +230,7 @@ def rejection_error(blob: bytes, address: str) -> EdgeMLError:
     return IncompatiblePeer(f"{address}: other {rejection.reason}: {rejection.message}")
 
 
-def pack_failure(error: Exception, *, within_callback: bool) -> bytes:
+def pack_failure(error: BaseException, *, within_callback: bool) -> bytes:
     """Return the body of an ERROR.
 
     Args:
@@ -237,9 +239,17 @@ def pack_failure(error: Exception, *, within_callback: bool) -> bytes:
     if not within_callback:
         for code, kind in _FAILURES.items():
             if isinstance(error, kind):
-                return _pack(Failure(code, _text(str(error))))
+                return _pack(Failure(code, error_text(error)))
     lines = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK_CHARS:]
-    return _pack(Failure("remote", _text(str(error)), type(error).__name__, _text(lines)))
+    return _pack(Failure("remote", error_text(error), type(error).__name__, _text(lines)))
+
+
+def error_text(error: BaseException) -> str:
+    """Return `str(error)`, whatever a user's exception makes of that."""
+    try:
+        return _text(str(error))
+    except Exception as second:  # noqa: BLE001 - a user's code
+        return f"(its __str__ raised {type(second).__name__})"
 
 
 def _text(value: str) -> str:

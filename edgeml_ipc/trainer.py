@@ -143,10 +143,12 @@ class TrainerServer(ServerFront):
         return self._inlet(request["store"]).sync(request)
 
     def _upload(self, request: dict[str, Any]) -> dict[str, Any]:
-        answer, items = self._inlet(request["store"]).take(request)
-        if items and self._data_callback is not None:
-            self._data_callback(request["store"], {"data": items})
+        answer, _ = self._inlet(request["store"]).take(request, lambda items: self._announce(request["store"], items))
         return answer
+
+    def _announce(self, store_name: str, items: list[Any]) -> None:
+        if self._data_callback is not None:
+            self._data_callback(store_name, {"data": items})
 
     def _request(self, request: tuple[str, Any]) -> Any:
         kind, payload = request
@@ -209,6 +211,7 @@ class TrainerClient(ClientFront):
         )
         self._uploaders = {store: Uploader(self._client, name, store, stores[store]) for store in stores}
         self._updating = threading.Lock()
+        self._reported = UpdateResult()
         self._stopping = threading.Event()
         self._async_thread: threading.Thread | None = None
         self._interval = 0.0
@@ -220,7 +223,9 @@ class TrainerClient(ClientFront):
         After an error nothing is lost or doubled: the next update goes on where the server stands.
 
         Args:
-            timeout: seconds for all batches together; each has the client's own timeout besides.
+            timeout: seconds for all batches together; each has the client's own timeout within that.
+        Returns:
+            What happened since the last update that did not raise; so all results together are the totals.
         Raises:
             TimeoutError, PeerDied, ConnectionRefused: see `Client.call`. RemoteError: the server has no such store, or its
                 store or callback raised.
@@ -229,9 +234,10 @@ class TrainerClient(ClientFront):
         if not self._updating.acquire(timeout=timeout):
             raise TimeoutError(f"{self.address}: another thread's update took all of the {timeout:g} s")
         try:
-            result = UpdateResult()
             for uploader in self._uploaders.values():
-                result += uploader.run(deadline)
+                uploader.run(deadline)
+            totals = sum((uploader.totals for uploader in self._uploaders.values()), UpdateResult())
+            result, self._reported = totals - self._reported, totals
             self._updates += 1
         finally:
             self._updating.release()
@@ -266,6 +272,9 @@ class TrainerClient(ClientFront):
         except EdgeMLError as error:
             self._update_errors += 1
             logger.warning("%s: update failed, trying again later: %s", self.address, error)
+        except Exception:  # of a user's store: it must not end the updates
+            self._update_errors += 1
+            logger.exception("%s: update failed, trying again later", self.address)
 
     def request(self, type: str, payload: Any = None) -> Any:
         """Ask the server's request_callback; no payload means an empty dict.
@@ -364,6 +373,10 @@ class TrainerTunnel:
         """Close both sides. Idempotent."""
         self.client.stop()
         self.server.stop()
+
+    def close(self) -> None:
+        """The same as `stop`."""
+        self.stop()
 
     def stats(self) -> dict[str, Any]:
         """Return the counters of both sides."""

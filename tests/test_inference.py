@@ -14,6 +14,7 @@ import pytest
 from edgeml_ipc import _batching
 from edgeml_ipc.errors import RemoteError
 from edgeml_ipc.inference import InferenceClient, InferenceServer
+from tests.conftest import eventually
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
 
@@ -142,3 +143,35 @@ def test_rows_undo_stack() -> None:
         np.testing.assert_array_equal(row["a"].left, trees[i]["a"].left)
         assert row["a"].right == (i, [float(i)])
         assert row["b"] == i
+
+
+def test_interfaces_may_be_registered_from_a_batched_callback(server: InferenceServer, client: InferenceClient) -> None:
+    def register(payload: Any) -> Any:
+        server.register_interface("second", lambda x: x, max_batch_size=2)
+        return payload
+
+    server.register_interface("first", register, max_batch_size=8, max_wait_ms=0)
+    assert client.call("first", np.ones(2)).tolist() == [1, 1]
+    assert client.call("second", np.ones(2)).tolist() == [1, 1]
+
+
+def test_requests_that_wait_for_a_replaced_interface_are_answered(server: InferenceServer, client: InferenceClient) -> None:
+    def replace(_: object) -> None:
+        server.register_interface("batched", lambda x: x)
+
+    server.register_interface("batched", lambda x: x + 1, max_batch_size=8, max_wait_ms=60_000)
+    server.register_interface("replace", replace)
+    future = client.call_async("batched", np.ones(2))
+    eventually(lambda: server.stats()["requests"])
+    client.call("replace", None)
+    assert future.result(20).tolist() == [2, 2]
+
+
+def test_a_batch_that_exits_leaves_the_server_running(server: InferenceServer, client: InferenceClient) -> None:
+    def leave(_: object) -> Any:
+        raise SystemExit
+
+    server.register_interface("leave", leave, max_batch_size=2, max_wait_ms=0)
+    with pytest.raises(RemoteError):
+        client.call("leave", np.ones(2))
+    assert client.interfaces() == {"double", "leave"}

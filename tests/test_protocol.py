@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -168,3 +169,12 @@ def test_callback_error_arrives_with_its_traceback_whatever_its_type() -> None:
 def test_a_traceback_is_bounded() -> None:
     packed = protocol.pack_failure(ValueError("x" * 1_000_000), within_callback=True)
     assert len(packed) < 200_000
+
+
+def test_configs_with_numpy_values_are_compared_by_value() -> None:
+    long = np.arange(5000)
+    ours = protocol.plain_config({"rate": np.float64(5), "table": long, "name": np.str_("a")})
+    assert protocol.unpack_hello(protocol.pack_hello("s", bytes(16), 0, ours)).config == ours
+    assert not protocol.differences(ours, protocol.plain_config({"rate": 5.0, "table": long.copy(), "name": "a"}))
+    long[2500] = 0  # where its repr shows dots
+    assert list(protocol.differences(ours, protocol.plain_config({"rate": 5.0, "table": long, "name": "a"}))) == ["table"]

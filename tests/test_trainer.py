@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import gc
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -414,6 +416,128 @@ def test_one_name_for_two_stores() -> None:
         TrainerClient("actor", "inproc://x", CONFIG, QueuedDataStore(1), {"actor": QueuedDataStore(1)})
 
 
+# --- what is lost on the way to a result, and users' stores that misbehave ----------------------------------------------------
+
+
+class GatedStore(QueuedDataStore):
+    """Inserts when the test opens it."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.open = threading.Event()
+
+    def batch_insert(self, batch: Any) -> None:
+        assert self.open.wait(20)
+        super().batch_insert(batch)
+
+
+def test_an_update_takes_no_longer_than_its_own_deadline(address: str, queue: QueuedDataStore) -> None:
+    store = GatedStore(100)
+    with serve(address, store) as server, connect(server, queue) as client:
+        fill(queue, 0, 10)
+        with pytest.raises(TimeoutError):
+            client.update(timeout=0.1)
+        store.open.set()
+        assert client.update().sent == 10
+
+
+def test_what_a_failed_update_did_is_in_the_next_result(address: str) -> None:
+    store, queue, second = GatedStore(100), QueuedDataStore(10), QueuedDataStore(10)
+    with serve(address, store) as server:
+        server.register_data_store("second", QueuedDataStore(10))
+        stores = {"second": second, "actor": queue}
+        with TrainerClient("actor", server.address, CONFIG, data_stores=stores, timeout_ms=20_000) as client:
+            fill(second, 0, 3)
+            fill(queue, 0, 25)
+            with pytest.raises(TimeoutError):
+                client.update(timeout=0.3)
+            store.open.set()
+            assert client.update() == _uploads.UpdateResult(sent=13, evicted=15)
+            assert client.update() == _uploads.UpdateResult()
+
+
+def test_data_callback_gets_what_was_inserted_before_a_store_raised(address: str, queue: QueuedDataStore) -> None:
+    announced: list[int] = []
+    server = serve(
+        address, FailingStore(refuse=7), data_callback=lambda _, p: announced.extend(int(d["step"][0]) for d in p["data"])
+    )
+    with server, connect(server, queue) as client:
+        fill(queue, 0, 20)
+        with pytest.raises(RemoteError, match="disk full"):
+            client.update()
+        client.update()
+        assert announced == list(range(20))
+
+
+def test_async_update_goes_on_after_a_store_that_raises(server: TrainerServer, store: QueuedDataStore) -> None:
+    class Moody(QueuedDataStore):
+        moods = iter([KeyError("not now")])
+
+        def latest_data_id(self) -> int:
+            for error in self.moods:
+                raise error
+            return super().latest_data_id()
+
+    queue = Moody(10)
+    fill(queue, 0, 5)
+    with connect(server, queue) as client:
+        client.start_async_update(interval=0.01)
+        eventually(lambda: steps_in(store) == list(range(5)))
+        assert client.stats()["update_errors"] == 1
+
+
+@dataclasses.dataclass
+class ComparableStore(DataStoreBase):
+    """A user's store that has no hash, and equals another of the same content."""
+
+    capacity: int = 1000
+    items: list[Any] = dataclasses.field(default_factory=list)
+
+    def insert(self, data: Any) -> None:
+        self.items.append(data)
+
+    def latest_data_id(self) -> int:
+        return len(self.items) - 1
+
+    def get_latest_data(self, from_id: int) -> list[Any]:
+        return self.items[from_id + 1 :]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def test_stores_are_told_apart_by_identity(server: TrainerServer, queue: QueuedDataStore) -> None:
+    stores = {"a": ComparableStore(), "b": ComparableStore()}
+    for name, store in stores.items():
+        server.register_data_store(name, store)
+    fill(queue, 0, 5)
+    with TrainerClient("actor", server.address, CONFIG, data_stores=dict.fromkeys(stores, queue), timeout_ms=20_000) as client:
+        assert client.update().sent == 10
+    assert [steps_in(store) for store in stores.values()] == [list(range(5))] * 2
+
+
+def test_cursors_end_with_their_store() -> None:
+    store = QueuedDataStore(1)
+    key = id(store)
+    assert _uploads.cursors_of(store) is _uploads.cursors_of(store)
+    assert key in _uploads._cursors
+    del store
+    gc.collect()
+    assert key not in _uploads._cursors
+
+
+def test_a_forgotten_cursor_repeats_nothing_that_was_acknowledged(
+    server: TrainerServer, store: QueuedDataStore, client: TrainerClient, queue: QueuedDataStore
+) -> None:
+    fill(queue, 0, 5)
+    client.update()
+    _uploads.cursors_of(store)._next.clear()
+    client._uploaders["actor"]._learner_store = None  # as after a failed update
+    fill(queue, 5, 8)
+    assert client.update() == _uploads.UpdateResult(sent=3)
+    assert steps_in(store) == list(range(8))
+
+
 # --- the tunnel -------------------------------------------------------------------------------------------------------------
 
 
@@ -431,7 +555,7 @@ def test_tunnel(store: QueuedDataStore, queue: QueuedDataStore) -> None:
         eventually(lambda: got == [{"w": 1}] and tunnel.policy_version == 1)
         assert tunnel.store_names() == {"tunnel"}
         assert steps_in(tunnel.data_store("tunnel")) == list(range(10))
-    tunnel.stop()
+    tunnel.close()
     with pytest.raises(ConnectionRefused):
         TrainerClient("x", tunnel.server.address, config)
 
@@ -499,3 +623,9 @@ def test_cursors_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         cursors.move("actor", bytes([i]), i)
         cursors.next_id("actor", bytes([0]))
     assert [cursors.next_id("actor", bytes([i])) for i in range(5)] == [0, None, None, 3, 4]
+
+
+@pytest.mark.parametrize("columns", [{}, {"a": np.zeros((10**9, 0))}])
+def test_a_batch_of_endless_nothings_is_an_error(columns: Any) -> None:
+    with pytest.raises(ValueError, match="limit"):
+        _columns.unpack({"count": 10**9, "columns": columns, "kinds": ["array"] * len(columns)})

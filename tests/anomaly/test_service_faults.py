@@ -7,19 +7,21 @@ import itertools
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import multiprocess
 import numpy as np
 import pytest
 
-from edgeml_ipc import codec, protocol, transports
+from edgeml_ipc import _replies, codec, protocol, transports
 from edgeml_ipc.errors import (
     CodecError,
     ConnectionRefused,
+    EdgeMLError,
     IncompatiblePeer,
     MessageTooLarge,
     PeerDied,
+    RemoteError,
     TimeoutError,
 )
 from edgeml_ipc.service import LATER, Client, Server, Ticket
@@ -413,3 +415,249 @@ def test_a_hung_handler_delays_handshakes_of_nobody(address: str) -> None:
                 pass
             leave.set()
             future.result(30)
+
+
+# --- users' functions that misbehave, and what must go on all the same ------------------------------------------------------
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+class Unsendable:
+    pass
+
+
+def refuse(_: object) -> Any:
+    raise RuntimeError("changed size during iteration")
+
+
+def exit_program(_: object) -> None:
+    raise SystemExit(3)
+
+
+def raise_unspeakable(_: object) -> None:
+    raise Unspeakable
+
+
+@pytest.mark.parametrize("method", ["exit", "unspeakable", "unsendable"])
+def test_whatever_a_handler_does_the_server_goes_on(address: str, method: str) -> None:
+    codec.register(Unsendable, to_tree=refuse, from_tree=refuse)
+    handlers = {
+        "echo": lambda x: x,
+        "exit": exit_program,
+        "unspeakable": raise_unspeakable,
+        "unsendable": lambda _: Unsendable(),
+    }
+    with Server(address, service="test", config=CONFIG, handlers=handlers) as server:
+        server.start(threaded=True)
+        with Client(server.address, service="test", config=CONFIG, timeout=20) as client:
+            with pytest.raises(RemoteError):
+                client.call(method, None)
+            assert client.call("echo", 1) == 1
+
+
+def test_reply_over_the_limit_behind_others_ends_its_connection_only(address: str) -> None:
+    options = Options(ring_bytes=1 << 16, slot_budget_bytes=1 << 20, max_message_bytes=1 << 20)
+    handlers = {"echo": lambda x: x, "zeros": lambda count: np.zeros(count, np.uint8)}
+    with Server(address, service="test", config=CONFIG, handlers=handlers, options=options) as server:
+        server.start(threaded=True)
+        with raw_connection(server.address) as slow:
+            sizes = [60_000] * 150 + [2 << 20]
+            for sequence, size in enumerate(sizes, 1):
+                envelope = protocol.ENVELOPE.pack(protocol.MAGIC, protocol.REQUEST, 0, 1, sequence, 1)
+                slow.send([envelope, *codec.encode(size)], 5)
+            eventually(lambda: server.stats()["requests"] == len(sizes))
+            with contextlib.suppress(PeerDied, TimeoutError):
+                for _ in sizes:
+                    slow.recv(1)
+        with Client(server.address, service="test", config=CONFIG, timeout=20) as client:
+            assert client.call("echo", 1) == 1
+
+
+def test_repeated_reply_is_what_the_first_one_was(address: str) -> None:
+    frame = np.zeros(1 << 20, np.uint8)
+
+    def show(_: object) -> Any:
+        frame[:] = 1
+        for session in list(server._sessions.values()):
+            session.connection.close()
+        return frame
+
+    def draw_the_next_one() -> None:
+        frame[:] = 2
+
+    with Server(address, service="test", config=CONFIG, handlers={"show": show}, tick=draw_the_next_one) as server:
+        server.start(threaded=True)
+        with Client(server.address, service="test", config=CONFIG, timeout=20) as client:
+            assert (client.call("show", None) == 1).all()
+
+
+def test_lanes_of_many_lost_clients_execute_no_retry() -> None:
+    memory = _replies.ReplyMemory()
+    sessions: list[Any] = [object() for _ in range(_replies.MAX_LANES_WITHOUT_CONNECTION + 1)]
+    names = [str(i).encode() for i in range(len(sessions))]
+    for name, session in zip(names, sessions, strict=True):
+        lane = memory.attach(name, 0, session)
+        assert lane.admit(1, 1) is _replies.Verdict.EXECUTE
+        lane.remember(1, [b"reply"])
+    for name, session in zip(names, sessions, strict=True):
+        memory.detach(name, 0, session)
+    assert memory.attach(names[0], 0, sessions[0]).admit(1, 1) is _replies.Verdict.FORGOTTEN
+    assert memory.attach(names[1], 0, sessions[1]).admit(1, 1) is _replies.Verdict.ANSWER
+
+
+def test_replies_that_come_after_their_client_left_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_replies, "MAX_BYTES_PER_LANE", 1000)
+    memory, session = _replies.ReplyMemory(), cast(Any, object())
+    lanes = [memory.attach(name, 0, session) for name in (b"a", b"b")]
+    for name, lane in zip((b"a", b"b"), lanes, strict=True):
+        lane.admit(1, 1)
+        memory.detach(name, 0, session)
+        lane.remember(1, [bytes(900)])
+    assert memory.attach(b"c", 0, session).admit(1, 1) is _replies.Verdict.EXECUTE
+    memory.detach(b"c", 0, session)
+    assert [lane.remembered_bytes for lane in lanes] == [0, 900]
+
+
+# --- futures always end -----------------------------------------------------------------------------------------------------
+
+
+def test_future_over_the_servers_limit_ends(address: str) -> None:
+    options = Options(max_message_bytes=100_000)
+    with Server(address, service="test", config=CONFIG, handlers={"echo": lambda x: x}, options=options) as server:
+        server.start(threaded=True)
+        with Client(server.address, service="test", config=CONFIG, timeout=20) as careless:
+            with pytest.raises((PeerDied, MessageTooLarge)):
+                careless.submit("echo", np.zeros(50_000)).result(20)
+            assert careless.stats()["resent"] <= 3
+            assert careless.submit("echo", 1).result(20) == 1
+
+
+def test_future_that_fails_over_a_new_connection_may_be_followed_by_another(counter: Counter, client: Client) -> None:
+    following: list[Any] = []
+    future = client.submit("replace", None)
+    future.add_done_callback(lambda _: following.append(client.submit("echo", 5)))
+    assert isinstance(future.exception(20), PeerDied)
+    eventually(lambda: following)
+    assert following[0].result(20) == 5
+
+
+def test_first_future_of_a_subscriber_times_out(address: str) -> None:
+    release = threading.Event()
+    arrived = threading.Event()
+    with Server(address, service="test", config=CONFIG, handlers={"hang": lambda _: release.wait(20)}) as server:
+        server.start(threaded=True)
+        server.publish(1)
+        with Client(server.address, service="test", config=CONFIG, timeout=20) as client:
+            client.subscribe(lambda *_: arrived.set())
+            assert arrived.wait(20)
+            eventually(lambda: 0 in server.stats()["lag"].values())  # the thread waits for the next message
+            future = client.submit("hang", None, timeout=0.05)
+            assert isinstance(future.exception(10), TimeoutError)
+            release.set()
+
+
+def test_submit_waits_for_other_threads_no_longer_than_its_own_deadline(counter: Counter, client: Client) -> None:
+    with client._background._sending, pytest.raises(TimeoutError, match="other threads"):
+        client.submit("echo", 1, timeout=0.05)
+
+
+def test_payload_of_a_future_may_be_changed_after_submit(counter: Counter) -> None:
+    for _ in range(5):
+        with Client(counter.server.address, service="test", config=CONFIG, timeout=20) as client:
+            payload = np.ones(1 << 18)
+            future = client.submit("echo", payload)  # the connection for it is not there yet
+            payload[:] = 2
+            assert (future.result(20) == 1).all()
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), IncompatiblePeer("other version")])
+def test_background_goes_on_after_a_connection_that_could_not_be_made(
+    counter: Counter, client: Client, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    dial = client._dialer.dial
+    failures = [error]
+
+    def dial_in_vain(*arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return dial(*arguments)
+
+    monkeypatch.setattr(client._dialer, "dial", dial_in_vain)
+    with pytest.raises(EdgeMLError):
+        client.submit("echo", 1).result(20)
+    assert client.submit("echo", 2).result(20) == 2
+
+
+@pytest.mark.parametrize("error", [IncompatiblePeer("bytes that no peer writes"), SystemExit()])
+def test_background_goes_on_after_an_odd_end(
+    counter: Counter, client: Client, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    values: list[Any] = []
+
+    def take(value: Any, _: int) -> None:
+        values.append(value)
+        if isinstance(error, SystemExit):
+            raise error
+
+    client.subscribe(take)
+    counter.server.publish("a")
+    eventually(lambda: values == ["a"])
+    link = client._background._link
+    assert link is not None
+    if not isinstance(error, SystemExit):
+        monkeypatch.setattr(client._background, "_take", iter_errors(error, client._background._take))
+    counter.server.publish("b")
+    counter.server.publish("c")
+    eventually(lambda: values[-1] == "c")
+    assert client.submit("echo", 1).result(20) == 1
+
+
+def iter_errors(error: BaseException, then: Any) -> Any:
+    """Make a function that raises once, and is `then` after that."""
+    errors = [error]
+
+    def call(*arguments: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return then(*arguments)
+
+    return call
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_background_starts_again_after_a_defect(counter: Counter, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client._background, "_take", iter_errors(RuntimeError("a defect"), client._background._take))
+    with pytest.raises(PeerDied):
+        client.submit("echo", 1).result(20)
+    assert client.submit("echo", 2).result(20) == 2
+
+
+def test_call_after_a_connection_that_talked_nonsense_connects_anew(
+    counter: Counter, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client._link is not None
+    monkeypatch.setattr(
+        client._link.connection,
+        "recv",
+        iter_errors(IncompatiblePeer("bytes that no peer writes"), client._link.connection.recv),
+    )
+    with pytest.raises(IncompatiblePeer):
+        client.call("echo", 1)
+    assert client.call("echo", 2) == 2
+    assert client.stats()["reconnects"] == 1
+
+
+def test_lag_of_a_client_that_has_taken_nothing(counter: Counter, client: Client) -> None:
+    for version in range(3):
+        counter.server.publish(version)
+    client.call("echo", None)
+    assert client.lag == 3
+
+
+def test_stats_tell_the_transport_of_both_lanes(counter: Counter, client: Client) -> None:
+    assert client.stats()["background_transport"] == ""
+    client.submit("echo", None).result(20)
+    assert client.stats()["background_transport"] == client.transport
