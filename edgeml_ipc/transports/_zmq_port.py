@@ -12,6 +12,7 @@ import os
 import select
 import struct
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Final
 
@@ -103,6 +104,10 @@ class Port:
         self._waiters: list[Waiter] = []
         self._waiting = 0
         self._nobody_waits = threading.Condition(self.lock)
+        # A port that is dropped without `close`, perhaps within a cycle: the finalizer keeps what it disposes of out of the
+        # garbage, where the context's own might come first and wait for ever for the sockets to be closed.
+        self._disposal = weakref.finalize(self, _dispose, self.context, self.socket, self._monitor, self._waiters)
+        self._disposal.atexit = False
 
     def add_waiter(self) -> Waiter:
         """Return a new place to wait for this port, which `close` wakes and disposes of."""
@@ -179,18 +184,33 @@ class Port:
             if self.closed:
                 return False
             self.closed = True
+            self._disposal.detach()
             for waiter in self._waiters:
                 waiter.wake()
             while self._waiting:
                 self._nobody_waits.wait()
-            self.socket.disable_monitor()
-            self._monitor.close(0)
-            self.socket.close(linger_ms)
-            for waiter in self._waiters:
-                waiter.close()
-            self._waiters.clear()
+            _close_sockets(self.socket, self._monitor, self._waiters, linger_ms)
         self.context.term()
         return True
+
+
+def _close_sockets(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes], waiters: list[Waiter], linger_ms: int) -> None:
+    socket.disable_monitor()
+    monitor.close(0)
+    socket.close(linger_ms)
+    for waiter in waiters:
+        waiter.close()
+    waiters.clear()
+
+
+def _dispose(
+    context: zmq.Context[zmq.Socket[bytes]],
+    socket: zmq.Socket[bytes],
+    monitor: zmq.Socket[bytes],
+    waiters: list[Waiter],
+) -> None:
+    _close_sockets(socket, monitor, waiters, 0)
+    context.term()
 
 
 def descriptor_of(frame: zmq.Frame) -> int | None:

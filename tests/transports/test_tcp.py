@@ -7,6 +7,8 @@ import random
 import select
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -653,3 +655,21 @@ def _zmq_server(kind: int) -> Iterator[tuple[str, zmq.Socket[bytes]]]:
         server.setsockopt(zmq.RCVTIMEO, int(PATIENCE_S * 1000))
         server.bind("tcp://127.0.0.1:0")
         yield server.getsockopt_string(zmq.LAST_ENDPOINT), server
+
+
+DROPPED_WITHIN_A_CYCLE = """
+import gc
+from edgeml_ipc import transports
+with transports.listen("tcp://127.0.0.1:0", welcome=bytes) as listener:
+    for _ in range(5):
+        connection = transports.connect(listener.address, timeout=20)
+        connection.itself = connection
+        del connection
+        gc.collect()
+print("collected")
+"""
+
+
+def test_a_connection_that_is_dropped_within_a_cycle_does_not_hang_the_collector() -> None:
+    run = subprocess.run([sys.executable, "-c", DROPPED_WITHIN_A_CYCLE], capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout == "collected\n"
