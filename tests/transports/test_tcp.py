@@ -504,7 +504,7 @@ class TestTheListenersEnd:
             with _connect(listener.address) as connection:
                 connection.send([b"x"], PATIENCE_S)
                 entries = _messages(listener, 1)
-                while listener.stats()["connections"] > 1:
+                while listener.stats()["connections"] > 1 or all(parts is None for _, parts in entries):
                     entries += _messages(listener, 1)
             assert [parts for _, parts in entries if parts is not None] == [[b"x"]]
 
