@@ -29,6 +29,7 @@ Rows: TypeAlias = npt.NDArray[np.int64]
 COMPILED: Final = _kernels is not None
 IDLE_BLOCKS: Final = 8
 MAX_THREADS: Final = 4
+_INT64: Final = np.dtype(np.int64)
 
 
 class Batch:
@@ -85,7 +86,9 @@ class Gather:
         self._columns = list(columns)
         self._follows = [0] * len(self._columns) if follows is None else list(follows)
         if not self._columns or len(self._follows) != len(self._columns):
-            raise ValueError(f"got {len(self._columns)} columns and {len(self._follows)} entries in follows; one for each is needed")
+            raise ValueError(
+                f"got {len(self._columns)} columns and {len(self._follows)} entries in follows; one for each is needed"
+            )
         self._sets = max(self._follows) + 1
         if set(self._follows) != set(range(self._sets)):
             raise ValueError(f"sets of rows are numbered from 0 without a gap, got follows={self._follows}")
@@ -93,7 +96,7 @@ class Gather:
             threads = min(len(os.sched_getaffinity(0)), MAX_THREADS)
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
-        self._items = [(column.dtype, column.shape[1:]) for column in self._columns]
+        self._items = [(which, c.dtype, c.shape[1:]) for which, c in zip(self._follows, self._columns, strict=True)]
         self._core: _kernels.Gather | None = None
         views = tuple(_bytes_of(column, number) for number, column in enumerate(self._columns))
         if compiled:
@@ -114,9 +117,10 @@ class Gather:
         if self._core is None:
             return Batch(self._taken(sets), shapes, None)
         block, offsets = self._core.run(tuple(sets), self._pool)
+        new = np.ndarray  # views of the block
         arrays = [
-            np.ndarray(shapes[which] + item, dtype, block, offset)
-            for which, (dtype, item), offset in zip(self._follows, self._items, offsets, strict=True)
+            new(shapes[which] + item, dtype, block, offset)
+            for (which, dtype, item), offset in zip(self._items, offsets, strict=True)
         ]
         return Batch(arrays, shapes, block)
 
@@ -139,7 +143,7 @@ class Gather:
                 raise ValueError(f"set {which} has {rows_of_set.size} rows and {at_of_set.size} places")
             _check_range("at", at_of_set, 0, int(np.prod(batch._shapes[which])))
         taken = self._taken(sets)
-        for array, new, which, (_, item) in zip(batch.arrays, taken, self._follows, self._items, strict=True):
+        for array, new, (which, _, item) in zip(batch.arrays, taken, self._items, strict=True):
             array.reshape(-1, *item)[places[which].ravel()] = new.reshape(-1, *item)
 
     def close(self) -> None:
@@ -184,6 +188,8 @@ class Gather:
 
 def _as_rows(rows: Any) -> Rows:
     array = np.asarray(rows)
+    if array.dtype is _INT64 and array.flags.c_contiguous:
+        return array
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"row numbers must be integers, got dtype {array.dtype}")
     return np.ascontiguousarray(array, np.int64).reshape(array.shape)
@@ -209,5 +215,6 @@ def _bytes_of(column: Array, number: int) -> Array:
         raise ValueError(f"column {number} of shape {column.shape} has strides {column.strides}: each row must be in one piece")
     if row_bytes == 0 or len(column) == 0:
         return np.empty((len(column), row_bytes), np.uint8)
-    flat = np.lib.stride_tricks.as_strided(column, (len(column), row_bytes // column.dtype.itemsize), (column.strides[0], column.dtype.itemsize))
+    itemsize = column.dtype.itemsize
+    flat = np.lib.stride_tricks.as_strided(column, (len(column), row_bytes // itemsize), (column.strides[0], itemsize))
     return flat.view(np.uint8)
