@@ -117,9 +117,9 @@ class Gather:
         if self._core is None:
             return Batch(self._taken(sets), shapes, None)
         block, offsets = self._core.run(tuple(sets), self._pool)
-        new = np.ndarray  # views of the block
+        memory: Any = block  # numpy takes any exporter of a buffer
         arrays = [
-            new(shapes[which] + item, dtype, block, offset)
+            np.ndarray(shapes[which] + item, dtype, memory, offset)
             for (which, dtype, item), offset in zip(self._items, offsets, strict=True)
         ]
         return Batch(arrays, shapes, block)

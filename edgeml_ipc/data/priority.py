@@ -69,7 +69,7 @@ class NumpyTree:
 
     def set(self, rows: Rows, weights: Weights, /) -> None:
         """Set weights; of a row that is named twice the last one counts."""
-        if rows.size and not (0 <= rows.min() and rows.max() < len(self._weights)):
+        if rows.size and not (rows.min() >= 0 and rows.max() < len(self._weights)):
             raise IndexError(f"rows must be from 0 to {len(self._weights) - 1}, got {rows.min()} to {rows.max()}")
         if not np.all((weights >= 0) & (weights <= MAX_WEIGHT)):
             raise ValueError(f"weights must be from 0 to {MAX_WEIGHT}, got {weights.min()} to {weights.max()}")
@@ -85,7 +85,7 @@ class NumpyTree:
 
     def get(self, rows: Rows, out: Weights, /) -> None:
         """Write the weights of rows into `out`."""
-        if rows.size and not (0 <= rows.min() and rows.max() < len(self._weights)):
+        if rows.size and not (rows.min() >= 0 and rows.max() < len(self._weights)):
             raise IndexError(f"rows must be from 0 to {len(self._weights) - 1}, got {rows.min()} to {rows.max()}")
         out[...] = self._weights[rows]
 
