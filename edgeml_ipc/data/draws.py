@@ -96,7 +96,8 @@ class ArraySteps:
 
     def shift(self, rows: Rows, offsets: Rows) -> Rows:
         """Return the rows `offsets` steps further on."""
-        return self._order[self._rank[rows] + offsets]
+        shifted: Rows = self._order[self._rank[rows] + offsets]
+        return shifted
 
 
 def draw_anchors(

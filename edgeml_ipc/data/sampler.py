@@ -59,6 +59,7 @@ class SequenceSampler(Sampler):
     """The steps `[anchor + begin, anchor + end)`, `(batch, end - begin, *item)`, masked where the episode has none.
 
     Example:
+        >>> from edgeml_ipc.data.draws import ArraySteps
         >>> steps = ArraySteps(position=[0, 1, 2], episode=[0, 0, 0])
         >>> SequenceSampler(begin=-1, end=2).pick(steps, np.array([0, 1]), np.random.default_rng()).rows.tolist()
         [[-1, 0, 1], [0, 1, 2]]
