@@ -81,13 +81,12 @@ class RateLimiter:
     `close`, or with a signal. As wide as its ledger: the default is of one process.
 
     Example:
-        >>> limiter = RateLimiter(samples_per_insert=2, min_rows=10, slack_samples=8)
+        >>> limiter = RateLimiter(samples_per_insert=2, min_rows=10, slack_samples=12)
         >>> limiter.await_insert(10, timeout=1)
         >>> limiter.await_sample(4, timeout=1)
-        >>> limiter.await_sample(8, timeout=0)
+        >>> limiter.await_sample(10, timeout=0)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        edgeml_ipc.errors.TimeoutError: cannot sample 8 rows: waited 0.0 s for 2 more inserted rows: 10 rows were inserted and 4 \
-sampled, samples_per_insert is 2, min_rows 10, slack_samples 8
+        edgeml_ipc.errors.TimeoutError: cannot sample 10 rows: waited 0.0 s for 1 more inserted rows: 10 rows were inserted ...
     """
 
     def __init__(
@@ -103,8 +102,8 @@ sampled, samples_per_insert is 2, min_rows 10, slack_samples 8
         Args:
             samples_per_insert: sampled rows per inserted row, on average; None: no rate, only `min_rows`.
             min_rows: nothing is sampled before so many rows were inserted, which are inserted without waiting.
-            slack_samples: how far the sampled rows may be from the rate, to both sides; None: the most of 1024 rows, 64 inserts'
-                worth, and a tenth of `min_rows`' worth.
+            slack_samples: how far the sampled rows may be from the rate, to both sides; None: the most of 1024 rows, the worth
+                of 64 inserts, and a tenth of the worth of `min_rows`.
             ledger: the counts; None: new ones, of this process.
         Raises:
             ValueError: a number out of range; a slack so small that neither side could ever move.
@@ -174,8 +173,8 @@ sampled, samples_per_insert is 2, min_rows 10, slack_samples 8
             raise ValueError(f"the rows to {verb} must be at least 1, got {rows}")
         if self.samples_per_insert is not None and samples > 2 * self.slack_samples:
             raise ValueError(
-                f"cannot {verb} {rows} rows at once: with samples_per_insert {self.samples_per_insert} this needs slack_samples of "
-                f"at least {samples / 2}, got {self.slack_samples}"
+                f"cannot {verb} {rows} rows at once: with samples_per_insert {self.samples_per_insert} this needs "
+                f"slack_samples of at least {samples / 2}, got {self.slack_samples}"
             )
 
     def _await(self, verb: str, rows: int, timeout: float | None, may: Callable[[int, int, int], bool]) -> None:
@@ -213,6 +212,6 @@ sampled, samples_per_insert is 2, min_rows 10, slack_samples 8
         else:
             needed = f"{math.ceil((self._lowest + rows + sampled) / self._rate) - inserted} more inserted rows"
         return (
-            f"cannot {verb} {rows} rows: waited {seconds:.1f} s for {needed}: {inserted} rows were inserted and {sampled} sampled, "
-            f"samples_per_insert is {self.samples_per_insert}, min_rows {self.min_rows}, slack_samples {self.slack_samples}"
+            f"cannot {verb} {rows} rows: waited {seconds:.1f} s for {needed}: {inserted} rows were inserted and {sampled} "
+            f"sampled, samples_per_insert is {self.samples_per_insert}, min_rows {self.min_rows}, slack_samples {self.slack_samples}"
         )

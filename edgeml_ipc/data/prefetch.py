@@ -46,7 +46,7 @@ class _Queue:
             except StopIteration:
                 self._end(None)
                 return
-            except BaseException as error:  # from a user's `sample`: carried to the consumer, who raises it
+            except BaseException as error:  # noqa: BLE001 - a user's `sample`: carried to the consumer
                 self._end(error)
                 return
             with self.changed:
@@ -132,8 +132,8 @@ class Prefetcher:
 def prefetch(sample: Callable[[int], Any], batch_size: int, size: int = 2, device: Any = None) -> Prefetcher:
     """Keep batches of `sample` ready on a JAX device.
 
-    The thread calls `sample(batch_size)`, copies its numpy arrays, and moves the copies to the device. Batches come in the order in
-    which they were drawn, so the same seed gives the same stream; up to `size + 1` of them were drawn before the learner asks.
+    The thread calls `sample(batch_size)`, copies its numpy arrays, and moves the copies to the device. Batches come in the
+    order in which they were drawn, so the same seed gives the same stream; up to `size + 1` of them were drawn before the learner asks.
 
     Args:
         sample: returns a tree (dict, list, tuple) of numpy arrays; called by one thread. It ends the iterator by StopIteration.
