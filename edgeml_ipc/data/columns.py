@@ -1,6 +1,6 @@
 """Columns: a tree of transitions stored as one numpy array per leaf, `(capacity, *shape)`.
 
-Knows shapes, dtypes and rows; knows nothing of episodes, ids or sampling.
+Knows shapes, dtypes and rows; knows nothing of memory, episodes, ids or sampling.
 """
 
 from __future__ import annotations
@@ -50,19 +50,43 @@ def shapes_of_space(name: str, space: Any) -> list[DataShape]:
     return [DataShape(name, tuple(shape), np.dtype(dtype).name)]
 
 
+def dtype_of(name: str) -> np.dtype[Any]:
+    """Return the dtype of that name; bfloat16 and the float8s are found where ml_dtypes is installed.
+
+    Raises:
+        TypeError: there is no such dtype, or its values are Python objects.
+    """
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise TypeError(f"no dtype is called {name!r}; without ml_dtypes there is no bfloat16 and no float8") from error
+        if not hasattr(ml_dtypes, name):
+            raise
+        dtype = np.dtype(getattr(ml_dtypes, name))
+    if dtype.hasobject:
+        raise TypeError(f"dtype {name!r} holds Python objects, which cannot be stored")
+    return dtype
+
+
+def gather(columns: Iterable[Array], rows: npt.NDArray[np.int64]) -> list[Array]:
+    """Copy rows out of each column: arrays `(len(rows), *shape)` of the caller's. Every row must be in range."""
+    return [column.take(rows, axis=0, mode="clip") for column in columns]
+
+
 class Columns:
     """One array per leaf of a tree, all with the same number of rows.
 
-    Threads and processes: no locks; the owner serialises writes and reads.
+    Threads and processes: no locks; the owner serialises writes.
     """
 
-    def __init__(self, shapes: Iterable[DataShape], capacity: int) -> None:
-        """Allocate `capacity` rows of zeros for each of `shapes`."""
+    def __init__(self, shapes: Iterable[DataShape], arrays: Iterable[Array]) -> None:
+        """Give `arrays`, of `capacity` rows each, the names of `shapes`."""
         self.shapes = {shape.name: shape for shape in shapes}
         self._paths: dict[str, Path] = {name: tuple(name.split(".")) for name in self.shapes}
-        self.arrays: dict[str, Array] = {
-            name: np.zeros((capacity, *shape.shape), np.dtype(shape.dtype)) for name, shape in self.shapes.items()
-        }
+        self.arrays: dict[str, Array] = dict(zip(self.shapes, arrays, strict=True))
         self._known = {path[:depth] for path in self._paths.values() for depth in range(1, len(path) + 1)}
 
     def check(self, tree: Mapping[str, Any], rows: int | None) -> list[Array]:
@@ -83,13 +107,13 @@ class Columns:
         for column, value in zip(self.arrays.values(), values, strict=True):
             column[rows] = value
 
-    def gather(self, rows: Array) -> dict[str, Any]:
-        """Return copies of the rows as a nested dict of arrays `(len(rows), *shape)`."""
-        return self._tree({name: column[rows] for name, column in self.arrays.items()})
+    def leaves(self) -> list[Array]:
+        """Return the arrays in the order of the shapes."""
+        return list(self.arrays.values())
 
-    def item(self, row: int) -> dict[str, Any]:
-        """Return a copy of one row as a nested dict; a field of shape () is a numpy scalar."""
-        return self._tree({name: column[row].copy() for name, column in self.arrays.items()})
+    def tree(self, leaves: Iterable[Any]) -> dict[str, Any]:
+        """Return a nested dict of `leaves`, one per column in the order of the shapes."""
+        return self._tree(dict(zip(self.shapes, leaves, strict=True)))
 
     def views(self) -> dict[str, Any]:
         """Return the columns themselves as a nested dict of read-only views."""
@@ -127,7 +151,7 @@ class Columns:
             raise ValueError(f"{shape.name!r} is ragged; an array of shape {required} is required") from error
         if array.shape != required:
             raise ValueError(f"{shape.name!r} has shape {array.shape}; {required} is required")
-        dtype = np.dtype(shape.dtype)
+        dtype = self.arrays[shape.name].dtype
         if array.dtype == dtype:
             return array
         if not np.can_cast(array.dtype, dtype, "same_kind"):
