@@ -213,5 +213,6 @@ class RateLimiter:
             needed = f"{math.ceil((self._lowest + rows + sampled) / self._rate) - inserted} more inserted rows"
         return (
             f"cannot {verb} {rows} rows: waited {seconds:.1f} s for {needed}: {inserted} rows were inserted and {sampled} "
-            f"sampled, samples_per_insert is {self.samples_per_insert}, min_rows {self.min_rows}, slack_samples {self.slack_samples}"
+            f"sampled, samples_per_insert is {self.samples_per_insert}, min_rows {self.min_rows}, "
+            f"slack_samples {self.slack_samples}"
         )

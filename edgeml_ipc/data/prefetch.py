@@ -133,7 +133,7 @@ def prefetch(sample: Callable[[int], Any], batch_size: int, size: int = 2, devic
     """Keep batches of `sample` ready on a JAX device.
 
     The thread calls `sample(batch_size)`, copies its numpy arrays, and moves the copies to the device. Batches come in the
-    order in which they were drawn, so the same seed gives the same stream; up to `size + 1` of them were drawn before the learner asks.
+    order in which they were drawn, so the same seed gives the same stream; up to `size + 1` of them are drawn ahead.
 
     Args:
         sample: returns a tree (dict, list, tuple) of numpy arrays; called by one thread. It ends the iterator by StopIteration.
