@@ -64,7 +64,9 @@ def test_compiled_and_numpy_agree(data: st.DataObject) -> None:
         limit = min(len(c) for c, f in zip(columns, follows, strict=True) if f == which)
         shape = data.draw(st.lists(st.integers(0, 20), min_size=1, max_size=2))
         count = int(np.prod(shape))
-        rows.append(np.array(data.draw(st.lists(st.integers(-1, limit - 1), min_size=count, max_size=count)), int).reshape(shape))
+        rows.append(
+            np.array(data.draw(st.lists(st.integers(-1, limit - 1), min_size=count, max_size=count)), int).reshape(shape)
+        )
     ours = Gather(columns, follows)(rows).arrays
     numpys = Gather(columns, follows, compiled=False)(rows).arrays
     assert all(same_bytes(a, b) for a, b in zip(ours, numpys, strict=True))

@@ -25,7 +25,7 @@ def check_frequencies(rows: np.ndarray, probabilities: np.ndarray) -> None:
     counts = np.bincount(rows, minlength=len(probabilities))
     assert counts[probabilities == 0].sum() == 0
     drawn = probabilities > 0
-    assert stats.chisquare(counts[drawn], probabilities[drawn] * len(rows)).pvalue > SIGNIFICANT
+    assert drawn.sum() == 1 or stats.chisquare(counts[drawn], probabilities[drawn] * len(rows)).pvalue > SIGNIFICANT
 
 
 def test_the_extension_was_built() -> None:
