@@ -25,7 +25,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
 def column_of(dtype: np.dtype[Any], rows: int, item: tuple[int, ...], seed: int = 0) -> np.ndarray:
     """Return random bytes as an array, without values that a comparison would find unequal to themselves."""
     nbytes = rows * int(np.prod(item)) * dtype.itemsize
-    raw = np.random.default_rng(seed).integers(0, 2 if dtype == bool else 60, nbytes, np.uint8)
+    raw = np.random.default_rng(seed).integers(0, 2 if dtype.kind == "b" else 60, nbytes, np.uint8)
     return raw.view(dtype).reshape(rows, *item)
 
 
@@ -122,7 +122,7 @@ def test_columns_must_have_rows_in_one_piece(compiled: bool) -> None:
 def test_arguments(compiled: bool) -> None:
     column = np.zeros(3)
     for follows in ([1], [0, 0], [-1]):
-        with pytest.raises(ValueError, match="follows|numbered"):
+        with pytest.raises(ValueError, match=r"follows|numbered"):
             Gather([column], follows, compiled=compiled)
     with pytest.raises(ValueError, match="columns"):
         Gather([], compiled=compiled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Table:
     def windows(self, begin: int, end: int, min_length: int = 1) -> np.ndarray:
         """List, the slow way, every row whose window lies in its episode."""
         held = {(e, p) for e, p, v in zip(self.episode, self.position, self.valid, strict=True) if v}
-        sizes = {e: sum(other == e for other, _ in held) for e, _ in held}
+        sizes = Counter(e for e, _ in held)
         fits = [
             row
             for row in np.flatnonzero(self.valid)
