@@ -101,7 +101,7 @@ class RateLimiter:
 
         Args:
             samples_per_insert: sampled rows per inserted row, on average; None: no rate, only `min_rows`.
-            min_rows: nothing is sampled before so many rows were inserted, which are inserted without waiting.
+            min_rows: nothing is sampled before so many rows were inserted, and no insert waits until then.
             slack_samples: how far the sampled rows may be from the rate, to both sides; None: the most of 1024 rows, the worth
                 of 64 inserts, and a tenth of the worth of `min_rows`.
             ledger: the counts; None: new ones, of this process.
@@ -159,7 +159,7 @@ class RateLimiter:
             return {"inserted": inserted, "sampled": sampled, **self._counters}
 
     def _may_insert(self, rows: int, inserted: int, sampled: int) -> bool:
-        if self.samples_per_insert is None or inserted + rows <= self.min_rows:
+        if self.samples_per_insert is None or inserted < self.min_rows:  # before, the learner could not move either
             return True
         return (inserted + rows) * self._rate - sampled <= self._highest
 

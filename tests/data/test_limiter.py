@@ -38,7 +38,7 @@ def test_nothing_is_sampled_before_there_are_enough_rows() -> None:
     limiter = RateLimiter(None, min_rows=3)
     limiter.await_insert(2)
     with pytest.raises(
-        TimeoutError, match="cannot sample 1 rows: waited 0.0 s for 1 more inserted rows, to begin with: 2 rows"
+        TimeoutError, match=r"cannot sample 1 rows: waited 0.0 s for 1 more inserted rows, to begin with: 2 rows"
     ):
         limiter.await_sample(1, timeout=0)
     limiter.await_insert(1)
@@ -56,17 +56,19 @@ def test_both_sides_stop_at_the_slack_and_say_what_they_wait_for() -> None:
     limiter = RateLimiter(2.0, min_rows=10, slack_samples=6)
     for _ in range(13):
         limiter.await_insert(1, timeout=0)
-    with pytest.raises(TimeoutError, match="cannot insert 1 rows: waited 0.0 s for the learner to sample 2 more rows: 13 rows"):
+    with pytest.raises(
+        TimeoutError, match=r"cannot insert 1 rows: waited 0.0 s for the learner to sample 2 more rows: 13 rows"
+    ):
         limiter.await_insert(1, timeout=0)
     limiter.await_sample(1, timeout=0)
-    with pytest.raises(TimeoutError, match="sample 1 more rows"):
+    with pytest.raises(TimeoutError, match=r"sample 1 more rows"):
         limiter.await_insert(1, timeout=0)
     limiter.await_sample(1, timeout=0)
     limiter.await_insert(1, timeout=0)  # 14 rows, worth 28 samples; 2 were sampled
     for _ in range(4):
         limiter.await_sample(3, timeout=0)
     with pytest.raises(
-        TimeoutError, match="cannot sample 3 rows: waited 0.0 s for 2 more inserted rows: 14 rows were inserted"
+        TimeoutError, match=r"cannot sample 3 rows: waited 0.0 s for 2 more inserted rows: 14 rows were inserted"
     ):
         limiter.await_sample(3, timeout=0)
     limiter.await_insert(2, timeout=0)
@@ -98,7 +100,7 @@ def test_the_balance_never_leaves_its_bounds(rate: float, min_rows: int, more: f
             break
         assert len(refused) < 2, "neither side could move"
         balance, target = inserted * rate - sampled, min_rows * rate
-        assert balance <= target + slack + 1e-6
+        assert balance <= target + max(slack, 8 * rate) + 1e-6  # the insert that reaches min_rows may overshoot
         assert sampled == 0 or (balance >= target - slack - 1e-6 and inserted >= min_rows)
     counters = limiter.stats()
     assert (counters["inserted"], counters["sampled"]) == (inserted, sampled)
@@ -128,7 +130,7 @@ def test_a_waiting_insert_goes_on_once_the_learner_samples() -> None:
 
 def test_a_deadline_ends_a_wait_and_counts_nothing() -> None:
     limiter = RateLimiter(1.0)
-    with pytest.raises(TimeoutError, match="waited 0.1 s for 1 more inserted rows, to begin with"):
+    with pytest.raises(TimeoutError, match=r"waited 0.1 s for 1 more inserted rows, to begin with"):
         limiter.await_sample(7, timeout=0.1)
     assert limiter.stats()["sampled"] == 0
     assert limiter.stats()["sample_waits"] == limiter.stats()["sample_timeouts"] == 1
@@ -150,12 +152,12 @@ def test_close_ends_all_waits() -> None:
 def test_many_threads_keep_the_rate() -> None:
     limiter = RateLimiter(4.0, min_rows=8, slack_samples=64)
     threads = [in_thread(lambda: [limiter.await_insert(2, 60) for _ in range(200)]) for _ in range(3)]
-    threads += [in_thread(lambda: [limiter.await_sample(12, 60) for _ in range(190)]) for _ in range(2)]
+    threads += [in_thread(lambda: [limiter.await_sample(12, 60) for _ in range(197)]) for _ in range(2)]
     for thread, outcome in threads:
         joined(thread)
         assert isinstance(outcome[0], list), outcome
     counters = limiter.stats()
-    assert (counters["inserted"], counters["sampled"]) == (1200, 4560)
+    assert (counters["inserted"], counters["sampled"]) == (1200, 4728)
     assert counters["insert_timeouts"] == counters["sample_timeouts"] == 0
 
 
@@ -172,21 +174,21 @@ def test_take_back_lets_others_go_on() -> None:
 def test_counts_may_begin_where_a_loaded_buffer_stands() -> None:
     limiter = RateLimiter(1.0, min_rows=100, slack_samples=10, ledger=LocalLedger(inserted=500, sampled=400))
     limiter.await_sample(10, timeout=0)
-    with pytest.raises(TimeoutError, match="500 rows were inserted and 410 sampled"):
+    with pytest.raises(TimeoutError, match=r"500 rows were inserted and 410 sampled"):
         limiter.await_sample(1, timeout=0)
 
 
 def test_arguments() -> None:
     for rate in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="samples_per_insert"):
+        with pytest.raises(ValueError, match=r"samples_per_insert"):
             RateLimiter(rate)
-    with pytest.raises(ValueError, match="min_rows"):
+    with pytest.raises(ValueError, match=r"min_rows"):
         RateLimiter(1.0, min_rows=0)
-    with pytest.raises(ValueError, match="slack_samples must be at least .* = 4.5, got 2"):
+    with pytest.raises(ValueError, match=r"slack_samples must be at least .* = 4.5, got 2"):
         RateLimiter(8.0, slack_samples=2)
     limiter = RateLimiter(1.0, slack_samples=10)
     for call in (limiter.await_insert, limiter.await_sample):
-        with pytest.raises(ValueError, match="at least 1, got 0"):
+        with pytest.raises(ValueError, match=r"at least 1, got 0"):
             call(0)
-        with pytest.raises(ValueError, match="20 rows at once: .* needs slack_samples of at least 10.5, got 10"):
+        with pytest.raises(ValueError, match=r"20 rows at once: .* needs slack_samples of at least 10.5, got 10"):
             call(20)
