@@ -7,12 +7,13 @@ from typing_extensions import Buffer
 def schema_at(capacity: int, chunk_rows: int, max_writers: int, /) -> int:
     """Return the offset of the schema in the segment. Raises ValueError: out of range."""
 
-def format(
-    segment: Buffer, capacity: int, chunk_rows: int, max_writers: int, schema: bytes, incarnation: bytes, /
-) -> None:
+def format(segment: Buffer, capacity: int, chunk_rows: int, max_writers: int, schema: bytes, incarnation: bytes, /) -> None:
     """Write the header of a new segment of zeros; it is not ready until `publish`."""
 
 def publish(segment: Buffer, /) -> None: ...
+def is_ready(segment: Buffer, /) -> bool:
+    """Tell whether the segment was published, or is none of ours."""
+
 def inspect(segment: Buffer, /) -> tuple[int, int, int, bytes, bytes]:
     """Return capacity, chunk_rows, max_writers, schema, incarnation. Raises SegmentError: foreign, unready or damaged."""
 

@@ -76,6 +76,15 @@ static PyObject *rows_publish(PyObject *module, PyObject *object) {
     return status ? raise_status(status) : Py_NewRef(Py_None);
 }
 
+static PyObject *rows_is_ready(PyObject *module, PyObject *object) {
+    (void)module;
+    Py_buffer segment;
+    if (PyObject_GetBuffer(object, &segment, PyBUF_SIMPLE) < 0) return NULL;
+    int status = erb_inspect(segment.buf, (uint64_t)segment.len);
+    PyBuffer_Release(&segment);
+    return PyBool_FromLong(status != ERB_UNREADY);
+}
+
 static PyObject *rows_inspect(PyObject *module, PyObject *object) {
     (void)module;
     Py_buffer segment;
@@ -305,6 +314,7 @@ static PyType_Spec table_spec = {"edgeml_ipc.data._rows.Table", sizeof(Table), 0
 static PyMethodDef module_methods[] = {{"schema_at", rows_schema_at, METH_VARARGS, NULL},
                                        {"format", rows_format, METH_VARARGS, NULL},
                                        {"publish", rows_publish, METH_O, NULL},
+                                       {"is_ready", rows_is_ready, METH_O, NULL},
                                        {"inspect", rows_inspect, METH_O, NULL},
                                        {NULL, NULL, 0, NULL}};
 

@@ -217,9 +217,7 @@ class ReplayBuffer(DataStoreBase):
                 self._table.resolve(spans, used, positions, rows, stamps)
                 return rows, stamps
             if self._table.counts()[0] == 0:
-                raise BufferEmpty(
-                    f"cannot sample {count} rows: nothing was inserted yet (capacity {self.capacity} rows)"
-                )
+                raise BufferEmpty(f"cannot sample {count} rows: nothing was inserted yet (capacity {self.capacity} rows)")
         raise BufferEmpty(f"cannot sample {count} rows: each time, the only row of {self.capacity} was being overwritten")
 
     def _snapshot(self) -> tuple[npt.NDArray[np.int64], int]:
@@ -377,9 +375,7 @@ class ReplayBuffer(DataStoreBase):
     def __enter__(self) -> ReplayBuffer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
 

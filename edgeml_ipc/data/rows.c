@@ -116,7 +116,7 @@ static int split(const erb_table *table, uint64_t chunk, uint64_t stamp, uint64_
 }
 
 /* The chunk's lease is mine: begin a generation. Can be begun again after a death at any point. */
-static int begin_generation(erb_table *table, const erb_writer *me, uint64_t chunk) {
+static int begin_generation(erb_table *table, erb_writer *me, uint64_t chunk) {
     erb_chunk *c = &table->chunks[chunk];
     uint64_t committed = atomic_load_explicit(&c->committed, memory_order_relaxed), generation, rows;
     if (split(table, chunk, committed, &generation, &rows)) return ERB_DAMAGED;
@@ -131,14 +131,14 @@ static int begin_generation(erb_table *table, const erb_writer *me, uint64_t chu
     int64_t previous = me->chunk >= 0 ? me->chunk : -1;
     uint64_t previous_generation = 0;
     if (previous >= 0) {
-        uint64_t stamp = (uint64_t)previous == chunk ? committed : atomic_load_explicit(&table->chunks[previous].committed, memory_order_relaxed);
-        previous_generation = stamp >> table->stride_bits;
+        previous_generation = me->committed >> table->stride_bits;
     }
     atomic_store_explicit(&of->writer, me->number, memory_order_relaxed);
     atomic_store_explicit(&of->previous_chunk, previous, memory_order_relaxed);
     atomic_store_explicit(&of->previous_generation, previous_generation, memory_order_relaxed);
     atomic_store_explicit(&of->rows_before, before + (int64_t)rows, memory_order_relaxed);
-    atomic_store_explicit(&c->committed, generation << table->stride_bits, memory_order_release);
+    me->committed = generation << table->stride_bits;
+    atomic_store_explicit(&c->committed, me->committed, memory_order_release);
     return ERB_OK;
 }
 
@@ -185,13 +185,9 @@ static int claim(erb_table *table, uint32_t place) {
 
 int erb_reserve(erb_table *table, uint32_t place, uint64_t rows, int64_t *row, uint64_t *granted, int64_t *sequence) {
     erb_writer *me = &table->writers[place];
-    uint64_t generation, used = 0, room = 0;
+    uint64_t used = me->committed & (stride(table) - 1), room = 0;
     if (table->forks != erb_fork_count()) return ERB_FORKED;
-    if (me->chunk >= 0) {
-        uint64_t committed = atomic_load_explicit(&table->chunks[me->chunk].committed, memory_order_relaxed);
-        if (split(table, (uint64_t)me->chunk, committed, &generation, &used)) return ERB_DAMAGED;
-        room = rows_in(table, (uint64_t)me->chunk) - used;
-    }
+    if (me->chunk >= 0) room = rows_in(table, (uint64_t)me->chunk) - used;
     if (!room) {
         pthread_mutex_lock(&table->mutex);
         int status = claim(table, place);
@@ -207,7 +203,7 @@ int erb_reserve(erb_table *table, uint32_t place, uint64_t rows, int64_t *row, u
         me->sequences = (int64_t)rows;
     }
     erb_chunk *c = &table->chunks[me->chunk];
-    uint64_t end = atomic_load_explicit(&c->committed, memory_order_relaxed) + rows;
+    uint64_t end = me->committed + rows;
     if (end > atomic_load_explicit(&c->reserved, memory_order_relaxed)) atomic_store_explicit(&c->reserved, end, memory_order_relaxed);
     atomic_thread_fence(memory_order_release); /* whoever sees a byte of the rows sees `reserved` */
     me->open_rows = rows;
@@ -222,9 +218,9 @@ int erb_commit(erb_table *table, uint32_t place) {
     if (table->forks != erb_fork_count()) return ERB_FORKED;
     if (!me->open_rows) return ERB_OK;
     erb_chunk *c = &table->chunks[me->chunk];
-    uint64_t end = atomic_load_explicit(&c->committed, memory_order_relaxed) + me->open_rows;
-    atomic_store_explicit(&c->committed, end, memory_order_release);
-    me->last_row = me->chunk * (int64_t)table->chunk_rows + (int64_t)(end & (stride(table) - 1)) - 1;
+    me->committed += me->open_rows;
+    atomic_store_explicit(&c->committed, me->committed, memory_order_release);
+    me->last_row = me->chunk * (int64_t)table->chunk_rows + (int64_t)(me->committed & (stride(table) - 1)) - 1;
     me->sequence += (int64_t)me->open_rows;
     me->sequences -= (int64_t)me->open_rows;
     me->open_rows = 0;

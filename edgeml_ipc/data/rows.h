@@ -91,6 +91,7 @@ typedef struct {
     int64_t chunk;  /* where I write, -1 = nowhere yet */
     int64_t behind; /* full, held until the first commit in `chunk`, so that my last row is always mine to mark; -1 = none */
     int64_t last_row;
+    uint64_t committed; /* stamp: as in the chunk, which nobody else moves */
     uint64_t open_rows; /* reserved, not yet committed */
     int64_t sequence, sequences; /* taken and not yet committed */
 } erb_writer;

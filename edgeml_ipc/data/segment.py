@@ -13,6 +13,7 @@ import mmap
 import os
 import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import posix_ipc
@@ -147,20 +148,24 @@ def unlink(name: str) -> None:
         raise SegmentError(f"{described(name)} cannot be unlinked: {error}") from error
 
 
-def unlink_abandoned(name: str) -> bool:
-    """Remove a segment whose maker died before it was ready; tell whether there was one.
+def unlink_abandoned(name: str, is_ready: Callable[[Segment], bool]) -> bool:
+    """Remove a segment whose maker died before it was ready; tell whether it was such a one.
 
-    The caller knows that it is not ready; the maker's lock, which nobody then holds, tells that it never will be.
+    Args:
+        is_ready: tells whether a segment that nobody is making was finished.
     """
     try:
         fd = _open_named(name)
     except SegmentError:
-        return True
+        return True  # it is gone already
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its maker lives
         again = _open_named(name)
         same = os.path.samestat(os.fstat(fd), os.fstat(again))
-        os.close(again)
+        if not same or os.fstat(again).st_size == 0:
+            os.close(again)
+        elif is_ready(Segment(again, name)):
+            return False
         if same:
             unlink(name)
     except BlockingIOError:

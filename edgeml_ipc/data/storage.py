@@ -74,9 +74,7 @@ class Storage:
             self.table = rows.Table(segment.memory, segment.fd, offsets[0], offsets[len(ROW_SHAPES) - 1])
 
     @classmethod
-    def create(
-        cls, shapes: Sequence[DataShape], capacity: int, chunk_rows: int, max_writers: int, name: str | None
-    ) -> Storage:
+    def create(cls, shapes: Sequence[DataShape], capacity: int, chunk_rows: int, max_writers: int, name: str | None) -> Storage:
         """Make storage of zeros.
 
         Args:
@@ -96,7 +94,7 @@ class Storage:
         try:
             segment = Segment.create(name, nbytes)
         except SegmentError:
-            if name is None or not _remove_abandoned(name):
+            if name is None or not segments.unlink_abandoned(name, lambda found: rows.is_ready(found.memory)):
                 raise
             segment = Segment.create(name, nbytes)
         try:
@@ -163,18 +161,6 @@ def shapes_in(schema: bytes) -> list[DataShape]:
     if not shapes or len({shape.name for shape in shapes}) != len(shapes):
         raise ValueError(f"the columns {[shape.name for shape in shapes]} are not a set of names")
     return shapes
-
-
-def _remove_abandoned(name: str) -> bool:
-    """Remove a segment that was never finished, since its maker died; tell whether it was such a one."""
-    rows = native()
-    assert rows is not None
-    try:
-        with Segment.attach(name) as found:
-            rows.inspect(found.memory)
-    except SegmentError as error:
-        return "not ready" in str(error) and segments.unlink_abandoned(name)
-    return False
 
 
 def _column_bytes(shape: DataShape, capacity: int) -> int:

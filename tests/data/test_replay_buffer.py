@@ -128,7 +128,15 @@ def test_sampling_no_rows_is_an_error() -> None:
 def test_stats_count() -> None:
     buffer = make(capacity=8, count=20)
     buffer.sample(30)
-    assert buffer.stats() == {"inserted": 20, "evicted": 12, "sampled": 30, "redrawn": 0, "occupancy": 8, "capacity": 8, "writers": 1}
+    assert buffer.stats() == {
+        "inserted": 20,
+        "evicted": 12,
+        "sampled": 30,
+        "redrawn": 0,
+        "occupancy": 8,
+        "capacity": 8,
+        "writers": 1,
+    }
 
 
 def test_columns_are_read_only_views() -> None:
