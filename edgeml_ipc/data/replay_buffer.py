@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeml_ipc.data import segment as segments
-from edgeml_ipc.data.columns import Array, DataShape, gather, shapes_of_space
+from edgeml_ipc.data.columns import Array, DataShape, gather
 from edgeml_ipc.data.data_store import DataStoreBase, check_read
 from edgeml_ipc.data.storage import Storage
-from edgeml_ipc.data.writer import UNKNOWN_VERSION, Writer
+from edgeml_ipc.data.transitions import UNKNOWN_VERSION, transition_shapes
+from edgeml_ipc.data.writer import Writer
 from edgeml_ipc.errors import BufferEmpty, EdgeMLError, SegmentError
 
 _CHUNKS_AT_LEAST: Final = 128  # where the capacity allows it, so that several writers find room and eviction is fine-grained
 _CHUNK_ROWS_AT_MOST: Final = 4096
 _ATTEMPTS: Final = 1000
-_RESERVED_NAMES: Final = frozenset({"about", "policy_version", "end_of_trajectory"})
 
 
 class ReplayBuffer(DataStoreBase):
@@ -31,10 +31,10 @@ class ReplayBuffer(DataStoreBase):
     not given, it is true where the mask is 0) and `policy_version` (of the policy that acted, an int from 0). Observations
     follow the observation space, nested dicts for Dict spaces.
 
-    With a name, other processes reach the same rows by `attach`. Each process that inserts is a writer, and each
-    `writer()` another: their rows never mix within an episode, and old rows are overwritten oldest chunk first. One writer alone sees an
-    exact ring of `capacity` rows. The rows of a writer that died stay; its open episode ends as truncated. A named buffer
-    outlives all its processes, until `unlink`.
+    With a name, other processes reach the same rows by `attach`. Each process that inserts is a writer, and each `writer()`
+    another: no other writer's rows come between those of an episode, and old rows are overwritten oldest chunk first. One
+    writer alone sees an exact ring of `capacity` rows. The rows of a writer that died stay; its open episode ends as
+    truncated. A named buffer outlives all its processes, until `unlink`.
 
     Threads and processes: any thread of any attached process may call any method; a sample never shows a row that is not
     whole. In a forked child, sample only, or attach anew. Where the C half of the package was not built, a buffer is private
@@ -81,7 +81,7 @@ class ReplayBuffer(DataStoreBase):
             SegmentError: memory is short (then nothing was written), the name is taken, or the buffer of that name is another.
         """
         super().__init__(capacity)
-        shapes = _shapes(observation_space, action_space, extra_columns)
+        shapes = transition_shapes(observation_space, action_space, extra_columns)
         if chunk_rows is None:
             chunk_rows = max(1, min(_CHUNK_ROWS_AT_MOST, capacity // _CHUNKS_AT_LEAST))
         if not 1 <= chunk_rows <= capacity:
@@ -377,24 +377,6 @@ class ReplayBuffer(DataStoreBase):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
-
-
-def _shapes(observation_space: Any, action_space: Any, extra_columns: Sequence[DataShape]) -> list[DataShape]:
-    shapes = [
-        *shapes_of_space("observations", observation_space),
-        *shapes_of_space("next_observations", observation_space),
-        *shapes_of_space("actions", action_space),
-        DataShape("rewards"),
-        DataShape("masks"),
-        DataShape("dones", dtype="bool"),
-        *extra_columns,
-    ]
-    names = [shape.name for shape in shapes]
-    if len(set(names)) != len(names):
-        raise ValueError(f"field names must differ, got {names}")
-    if taken := _RESERVED_NAMES & {name.split(".")[0] for name in names}:
-        raise ValueError(f"extra_columns cannot be called {sorted(taken)}: these names have a meaning of their own")
-    return shapes
 
 
 def _found(name: str | None, shapes: list[DataShape], capacity: int, chunk_rows: int) -> Storage | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from threading import Lock
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,7 @@ import numpy.typing as npt
 from edgeml_ipc.data.chunks import FIRST, LAST, TERMINAL, TRUNCATED
 from edgeml_ipc.data.columns import Array
 from edgeml_ipc.data.storage import Storage
-
-UNKNOWN_VERSION: Final = -1
+from edgeml_ipc.data.transitions import completed, positions_of
 
 
 class Writer:
@@ -121,27 +120,3 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
-
-
-def completed(data: Mapping[str, Any], ended: bool) -> tuple[dict[str, Any], Any]:
-    """Return a shallow copy of one or many transitions in which `dones` is set, and the policy version."""
-    if not isinstance(data, Mapping):
-        raise TypeError(f"a transition must be a dict, got {type(data).__name__}")
-    tree = dict(data)
-    version = tree.pop("policy_version", UNKNOWN_VERSION)
-    given = [tree.pop(key) for key in ("dones", "end_of_trajectory") if key in tree]
-    if not given and "masks" in tree:
-        given = [np.asarray(tree["masks"]) == 0]
-    for flag in given:
-        tree["dones"] = np.logical_or(tree.get("dones", ended), np.asarray(flag))
-    return tree, version
-
-
-def positions_of(ended: npt.NDArray[np.bool_], first: int) -> npt.NDArray[np.int64]:
-    """Return each row's position in its episode, if the first row has position `first` in one that goes on."""
-    count = len(ended)
-    starts = np.full(count, -first, np.int64)
-    begins = np.flatnonzero(ended[: count - 1]) + 1
-    starts[begins] = begins
-    positions: npt.NDArray[np.int64] = np.arange(count) - np.maximum.accumulate(starts)
-    return positions

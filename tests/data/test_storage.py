@@ -356,7 +356,7 @@ def test_a_segment_that_is_foreign_or_damaged(offset: int, data: bytes, message:
 def test_a_segment_of_zeros_or_noise(size: int, name: str) -> None:
     rng = np.random.default_rng(size)
     with Segment.create(name, size) as segment:
-        with pytest.raises(SegmentError, match="not ready|not a replay buffer"):
+        with pytest.raises(SegmentError, match=r"not ready|not a replay buffer"):
             Storage.attach(name)
         segment.memory[:] = rng.bytes(size)
         with pytest.raises(SegmentError, match="not a replay buffer"):
