@@ -90,7 +90,7 @@ class RowTable(Protocol):
 def native() -> ModuleType | None:
     """Return the C half, or None where it was not built."""
     try:
-        from edgeml_ipc.data import _rows
+        import edgeml_ipc.data._rows as _rows
     except ImportError:
         return None
     return _rows

@@ -154,7 +154,8 @@ class ReplayBuffer(DataStoreBase):
 
     def end_trajectory(self) -> None:
         """End the open episode of `insert`, if there is one, as truncated: the next transition begins another."""
-        self._own_writer().end_trajectory()
+        if self._default_writer is not None:
+            self._default_writer.end_trajectory()
 
     def _own_writer(self) -> Writer:
         with self._rng_lock:
