@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,34 @@ def gather(columns: Iterable[Array], rows: npt.NDArray[np.int64]) -> list[Array]
     return [column.take(rows, axis=0, mode="clip") for column in columns]
 
 
+_PLAIN: Final = {"f": float, "b": bool}  # the Python types that need no look at their value
+
+
+def _collect_exact(tree: Any, plan: Mapping[str, Any], found: list[Any]) -> bool:
+    """Append the leaves of one item if all are just as they are stored, which needs no further check; tell whether they are."""
+    if type(tree) is not dict or len(tree) != len(plan):
+        return False
+    for key, wanted in plan.items():
+        value = tree.get(key)
+        if type(wanted) is dict:
+            if not _collect_exact(value, wanted, found):
+                return False
+            continue
+        shape, dtype, plain, _ = wanted
+        if isinstance(value, (np.ndarray, np.generic)):
+            if value.shape != shape or value.dtype != dtype:
+                return False
+        elif type(value) is not plain or shape:
+            return False
+        found.append(value)
+    return True
+
+
+def _names_in(plan: Mapping[str, Any]) -> list[str]:
+    """List the columns in the order in which a walk through the plan meets them."""
+    return [name for entry in plan.values() for name in (_names_in(entry) if type(entry) is dict else [entry[3]])]
+
+
 class Columns:
     """One array per leaf of a tree, all with the same number of rows.
 
@@ -88,6 +116,14 @@ class Columns:
         self._paths: dict[str, Path] = {name: tuple(name.split(".")) for name in self.shapes}
         self.arrays: dict[str, Array] = dict(zip(self.shapes, arrays, strict=True))
         self._known = {path[:depth] for path in self._paths.values() for depth in range(1, len(path) + 1)}
+        names = set(self._paths.values())
+        for path in names:
+            if any(path[:depth] in names for depth in range(1, len(path))):
+                raise ValueError(f"a field cannot be an array and have fields within it: {'.'.join(path)!r}")
+        self._plan: dict[str, Any] = self._tree(
+            {name: (array.shape[1:], array.dtype, _PLAIN.get(array.dtype.kind), name) for name, array in self.arrays.items()}
+        )
+        self._is_in_order = _names_in(self._plan) == list(self.shapes)
 
     def check(self, tree: Mapping[str, Any], rows: int | None) -> list[Array]:
         """Turn one tree into arrays, one per column, that fit the columns exactly.
@@ -99,6 +135,10 @@ class Columns:
             ValueError: a field is missing, unknown, or has another shape, or an integer does not fit.
             TypeError: a field's dtype does not convert.
         """
+        if rows is None and self._is_in_order:
+            exact: list[Any] = []
+            if _collect_exact(tree, self._plan, exact):
+                return exact
         self._refuse_unknown(tree, ())
         return [self._fit(shape, _look_up(tree, self._paths[name]), rows) for name, shape in self.shapes.items()]
 

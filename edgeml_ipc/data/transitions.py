@@ -46,6 +46,9 @@ def completed(data: Mapping[str, Any], ended: bool) -> tuple[dict[str, Any], Any
     given = [tree.pop(key) for key in ("dones", "end_of_trajectory") if key in tree]
     if not given and "masks" in tree:
         given = [np.asarray(tree["masks"]) == 0]
+    if len(given) == 1 and type(given[0]) is bool:
+        tree["dones"] = given[0] or ended
+        return tree, version
     for flag in given:
         tree["dones"] = np.logical_or(tree.get("dones", ended), np.asarray(flag))
     return tree, version

@@ -192,6 +192,30 @@ def test_extra_columns_are_stored_and_sampled() -> None:
     assert batch["log"]["loss"].tolist() == [0.5]
 
 
+def test_fields_of_one_dict_may_lie_apart() -> None:
+    extra = [DataShape("log.loss"), DataShape("bonus"), DataShape("log.norm")]
+    buffer = ReplayBuffer(BOX, ACTIONS, 4, extra_columns=extra)
+    for step in (transition(0), {**transition(0), "rewards": np.float32(0)}):
+        buffer.insert({**step, "log": {"norm": 0.25, "loss": 0.5}, "bonus": 0.75})
+    batch = buffer.sample(9)
+    assert {*batch["log"]["loss"]} == {0.5}
+    assert {*batch["bonus"]} == {0.75}
+    assert {*batch["log"]["norm"]} == {0.25}
+    with pytest.raises(ValueError, match=r"cannot be an array and have fields within it: 'rewards.x'"):
+        ReplayBuffer(BOX, ACTIONS, 4, extra_columns=[DataShape("rewards.x")])
+
+
+def test_items_that_are_as_they_are_stored_take_the_same_checks() -> None:
+    buffer = ReplayBuffer(DICT, spaces.Discrete(5), 4)
+    observation = image_transition(2)["observations"]
+    exact = {**image_transition(2), "rewards": 2.5, "masks": 1.0, "dones": False, "actions": np.int64(4)}
+    buffer.insert(exact)
+    for wrong in ({**observation, "more": 1}, {"image": observation["image"]}, {**observation, "arm": {"joints": 1.0}}):
+        with pytest.raises(ValueError, match=r"unknown field|is missing|has shape"):
+            buffer.insert({**exact, "observations": wrong})
+    assert (buffer.columns["rewards"][0], buffer.columns["actions"][0], len(buffer)) == (2.5, 4, 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
