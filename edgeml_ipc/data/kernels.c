@@ -176,19 +176,16 @@ void eipc_tree_fill(eipc_tree *tree, uint64_t begin, uint64_t end, double weight
     }
 }
 
-/* One level down: the child in which `*left` lies; `*left` becomes what is left of it there. */
+/* One level down: the child in which `*left` lies; `*left` becomes what is left of it there. Without a branch that depends on
+ * the target, which no processor could predict. */
 static inline uint64_t descend(const double *children, double *left) {
-    double before = 0, sum = 0;
-    int found = 0;
-    for (int c = 0; c < EIPC_TREE_FAN; c++) {
-        if (children[c] <= 0) continue;
-        before = sum;
-        sum += children[c];
-        found = c;
-        if (*left < sum) break;
-    }
-    *left -= before; /* past the last positive child by rounding: that child, and past its end again */
-    return (uint64_t)found;
+    double sums[EIPC_TREE_FAN + 1] = {0}; /* sums[c]: of the children before c */
+    unsigned found = 0;
+    for (int c = 0; c < EIPC_TREE_FAN; c++) sums[c + 1] = sums[c] + children[c];
+    for (int c = 1; c < EIPC_TREE_FAN; c++) found += *left >= sums[c];
+    while (found > 0 && children[found] <= 0) found--; /* past all sums by rounding: the last child that has a weight */
+    *left -= sums[found];
+    return found;
 }
 
 void eipc_tree_find(const eipc_tree *tree, const double *targets, size_t count, int64_t *rows, double *weights) {

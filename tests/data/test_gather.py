@@ -217,7 +217,9 @@ def test_long_rows_are_copied_by_several_threads(threads: int) -> None:
 
 def test_threads_share_a_gather_that_one_of_them_closes() -> None:
     """Each thread gets its own rows; closing waits for nobody and takes nothing from under a running copy."""
-    column = np.repeat(np.arange(64, dtype=np.int64)[:, None], 5000, axis=1)
+    memory = mmap.mmap(-1, 64 * 5000 * 8)
+    column = np.frombuffer(memory, np.int64).reshape(64, 5000)
+    column[:] = np.arange(64)[:, None]
     gather = Gather([column])
     wrong: list[int] = []
     done: list[int] = []
@@ -243,3 +245,6 @@ def test_threads_share_a_gather_that_one_of_them_closes() -> None:
     for thread in threads:
         thread.join(60)
     assert (wrong, sorted(done)) == ([], [0, 1, 2, 3])
+    del column
+    gc.collect()
+    memory.close()  # BufferError if the gather, or one of its calls, had not let go of the column
