@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from threading import Lock
 from types import TracebackType
@@ -14,6 +15,7 @@ from edgeml_ipc.data.chunks import FIRST, LAST, TERMINAL, TRUNCATED
 from edgeml_ipc.data.columns import Array
 from edgeml_ipc.data.storage import Storage
 from edgeml_ipc.data.transitions import completed, positions_of
+from edgeml_ipc.errors import ConnectionClosed
 
 
 class Writer:
@@ -113,7 +115,8 @@ class Writer:
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._table.forget(self._place)
+                with contextlib.suppress(ConnectionClosed):  # the buffer was closed before, and ended all its writers
+                    self._table.forget(self._place)
 
     def __enter__(self) -> Writer:
         return self

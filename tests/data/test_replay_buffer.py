@@ -108,8 +108,9 @@ def test_insert_copies() -> None:
     assert set(step) == set(transition(1))
 
 
-def test_sampling_is_uniform_after_wrapping() -> None:
-    buffer = make(capacity=50, count=73, seed=1)
+@pytest.mark.parametrize("chunk_rows", [None, 1, 7, 50])
+def test_sampling_is_uniform_after_wrapping(chunk_rows: int | None) -> None:
+    buffer = make(capacity=50, count=73, seed=1, chunk_rows=chunk_rows)
     rewards = buffer.sample(50_000)["rewards"].astype(int)
     assert rewards.min() == 23
     counts = np.bincount(rewards, minlength=73)[23:]
@@ -508,6 +509,16 @@ def test_reattach_makes_or_finds(name: str) -> None:
     with pytest.raises(ValueError, match="reattach needs a name"):
         make(reattach=True)
     again.close()
+
+
+def test_a_stream_may_be_closed_after_its_buffer() -> None:
+    buffer = make(capacity=8)
+    with buffer.writer() as stream:
+        stream.insert(transition(0))
+        flags = buffer.about["flags"]
+        buffer.close()
+    stream.close()
+    assert flags[0] == FIRST | LAST | TRUNCATED
 
 
 def test_a_closed_buffer_says_so_and_its_views_live_on() -> None:
