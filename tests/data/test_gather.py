@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import mmap
 import threading
+import weakref
 from typing import Any
 
 import ml_dtypes
@@ -217,10 +218,11 @@ def test_long_rows_are_copied_by_several_threads(threads: int) -> None:
 
 def test_threads_share_a_gather_that_one_of_them_closes() -> None:
     """Each thread gets its own rows; closing waits for nobody and takes nothing from under a running copy."""
-    memory = mmap.mmap(-1, 64 * 5000 * 8)
-    column = np.frombuffer(memory, np.int64).reshape(64, 5000)
+    column = np.frombuffer(mmap.mmap(-1, 64 * 5000 * 8), np.int64).reshape(64, 5000)
     column[:] = np.arange(64)[:, None]
+    alive = weakref.ref(column)
     gather = Gather([column])
+    del column  # from here on only the gather keeps the memory mapped
     wrong: list[int] = []
     done: list[int] = []
     begun = threading.Barrier(4)
@@ -236,7 +238,7 @@ def test_threads_share_a_gather_that_one_of_them_closes() -> None:
                 return
             if not (got == number).all():
                 wrong.append(number)
-            if number == 0 and count == 30:
+            if number == 0 and count == 300:
                 gather.close()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
@@ -245,6 +247,5 @@ def test_threads_share_a_gather_that_one_of_them_closes() -> None:
     for thread in threads:
         thread.join(60)
     assert (wrong, sorted(done)) == ([], [0, 1, 2, 3])
-    del column
     gc.collect()
-    memory.close()  # BufferError if the gather, or one of its calls, had not let go of the column
+    assert alive() is None
