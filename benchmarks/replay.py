@@ -70,6 +70,13 @@ def our_gather(columns: Columns, _shape: tuple[int, ...]) -> Operation:
     return Gather(list(columns.values()))
 
 
+def our_gather_of_shared_observations(columns: Columns, shape: tuple[int, ...]) -> Operation:
+    """The same batch where each observation is stored once: the next one is the next row of the same column."""
+    kept = [columns[name] for name in ("obs", "act", "reward", "done", "obs")]
+    gather = Gather(kept, [0, 0, 0, 0, 1])
+    return lambda rows: gather([np.maximum(rows - 1, 0), rows])
+
+
 @contextmanager
 def gathered(
     _placement: Placement,
@@ -77,7 +84,7 @@ def gathered(
     window: int,
     make: Callable[[Columns, tuple[int, ...]], Operation],
 ) -> Iterator[Round]:
-    """Gather one batch after another; check the first one."""
+    """Gather one batch after another."""
     columns = columns_of()
     sets = row_sets(len(next(iter(columns.values()))), window)
     operation = make(columns, sets[0].shape)
@@ -187,6 +194,13 @@ def cases() -> list[Case]:
     take = f"replay.take.state.{BATCH}"
     return [
         *found,
+        Case(
+            f"replay.gather.once.{BATCH}",
+            "ours",
+            f"{BATCH} rows of transitions, observations stored once",
+            lambda p: gathered(p, state_columns, 1, our_gather_of_shared_observations),
+            take,
+        ),
         Case("replay.uniform", "ours", f"draw and gather {BATCH} of 1 M transitions", uniform, take),
         Case("replay.uniform.cpprb", "peer", f"sample {BATCH} of 1 M", lambda p: cpprb(p, by_priority=False), take),
         Case("replay.uniform.sb3", "peer", f"sample {BATCH} of 1 M, as torch tensors", stable_baselines3, take),

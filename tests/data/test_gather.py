@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import mmap
+import subprocess
+import sys
 import threading
 import weakref
 from typing import Any
@@ -41,6 +43,23 @@ def compiled(request: pytest.FixtureRequest) -> bool:
 
 def test_the_extension_was_built() -> None:
     assert COMPILED
+
+
+def test_without_the_extension_numpy_takes_over() -> None:
+    program = """
+import sys
+sys.modules["edgeml_ipc.data._kernels"] = None  # what an import meets where it was not built
+import numpy as np
+from edgeml_ipc.data.gather import COMPILED, Gather
+from edgeml_ipc.data.priority import Priorities
+priorities = Priorities(5)
+priorities.added(2, 3)
+rows = priorities.sample(np.random.default_rng(0), 3).rows
+gather = Gather([np.arange(5) * 10])
+print(COMPILED, gather(rows).arrays[0].tolist(), gather.stats()["blocks_reused"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split("\n")[0] == "False [20, 20, 20] 0"
 
 
 @pytest.mark.parametrize("name", DTYPES)
