@@ -55,6 +55,37 @@ def core() -> Extension:
     )
 
 
+def kernels() -> Extension:
+    """Describe the extension module of the inner loops of sampling."""
+    flags = SANITIZERS[os.environ.get("EDGEML_IPC_SANITIZE", "")]
+    here = ROOT / "edgeml_ipc" / "data"
+    return Extension(
+        "edgeml_ipc.data._kernels",
+        sources=[path.relative_to(ROOT).as_posix() for path in sorted([*here.glob("_kernels*.c"), here / "kernels.c"])],
+        depends=[path.relative_to(ROOT).as_posix() for path in sorted([*here.glob("_kernels*.h"), here / "kernels.h"])],
+        define_macros=[("Py_LIMITED_API", "0x030B0000")],
+        extra_compile_args=FLAGS + flags,
+        extra_link_args=["-pthread", *flags],
+        py_limited_api=True,
+        optional=True,
+    )
+
+
+def rows() -> Extension:
+    """Describe the extension module of the replay buffer's rows: who may write which, and which are whole."""
+    flags = SANITIZERS[os.environ.get("EDGEML_IPC_SANITIZE", "")]
+    return Extension(
+        "edgeml_ipc.data._rows",
+        sources=[f"edgeml_ipc/data/{name}.c" for name in ("_rowsmodule", "rows", "rows_writers")],
+        depends=["edgeml_ipc/data/rows.h"],
+        define_macros=[("Py_LIMITED_API", "0x030B0000")],
+        extra_compile_args=FLAGS + flags,
+        extra_link_args=["-pthread", *flags],
+        py_limited_api=True,
+        optional=True,
+    )
+
+
 def warn(reason: object) -> None:
     """Tell, once and readably, that the installation goes on without the C core."""
     text = f"edgeml_ipc: installing WITHOUT the shared-memory core ({reason}); `auto` addresses will use tcp"
@@ -81,7 +112,7 @@ if reason is not None:
     setup()
 else:
     setup(
-        ext_modules=[core()],
+        ext_modules=[core(), kernels(), rows()],
         cmdclass={"build_ext": BuildCore},
         options={"bdist_wheel": {"py_limited_api": STABLE_ABI}},
     )

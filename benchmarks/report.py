@@ -101,7 +101,9 @@ def table(results: Sequence[Result]) -> str:
 
 def doubts(results: Sequence[Result]) -> list[str]:
     """Say which figures of this run must not be quoted."""
-    impossible = [f"{r.case.name} ({r.placement})" for r in results if (floor_ratio(r, results) or 1) < 1]
+    floors = {r.case.name for r in results if r.case.layer == "floor"}  # some cases are compared with a peer instead
+    below = [r for r in results if r.case.floor in floors and (floor_ratio(r, results) or 1) < 1]
+    impossible = [f"{r.case.name} ({r.placement})" for r in below]
     wide = [f"{r.case.name} ({r.placement})" for r in results if r.rounds and r.spread() > MAX_SPREAD]
     found = []
     if impossible:

@@ -1,8 +1,13 @@
 """Tests of edgeml_ipc.data.replay_buffer."""
 
+import itertools
+import os
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +16,14 @@ from gymnasium import spaces
 from scipy import stats
 
 from edgeml_ipc.data import BufferEmpty, DataShape, DataStoreBase, ReplayBuffer
+from edgeml_ipc.errors import BufferFull, ConnectionClosed, SegmentError
 from edgeml_ipc.testing.stores import StoreConformance
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 ACTIONS = spaces.Box(-1, 1, (2,), np.float32)
+ROOT = Path(__file__).parents[2]
+FIRST, LAST, TERMINAL, TRUNCATED = 1, 2, 4, 8
+_names = itertools.count()
 DICT = spaces.Dict({"image": spaces.Box(0, 255, (4, 4, 1), np.uint8), "arm": spaces.Dict({"joints": BOX})})
 
 
@@ -37,7 +46,8 @@ def image_transition(value: int) -> dict[str, Any]:
 
 def make(capacity: int = 8, count: int = 0, **options: Any) -> ReplayBuffer:
     buffer = ReplayBuffer(BOX, ACTIONS, capacity, **options)
-    buffer.batch_insert([transition(value) for value in range(count)])
+    if count:
+        buffer.batch_insert([transition(value) for value in range(count)])
     return buffer
 
 
@@ -98,8 +108,9 @@ def test_insert_copies() -> None:
     assert set(step) == set(transition(1))
 
 
-def test_sampling_is_uniform_after_wrapping() -> None:
-    buffer = make(capacity=50, count=73, seed=1)
+@pytest.mark.parametrize("chunk_rows", [None, 1, 7, 50])
+def test_sampling_is_uniform_after_wrapping(chunk_rows: int | None) -> None:
+    buffer = make(capacity=50, count=73, seed=1, chunk_rows=chunk_rows)
     rewards = buffer.sample(50_000)["rewards"].astype(int)
     assert rewards.min() == 23
     counts = np.bincount(rewards, minlength=73)[23:]
@@ -128,7 +139,15 @@ def test_sampling_no_rows_is_an_error() -> None:
 def test_stats_count() -> None:
     buffer = make(capacity=8, count=20)
     buffer.sample(30)
-    assert buffer.stats() == {"inserted": 20, "evicted": 12, "sampled": 30, "occupancy": 8, "capacity": 8}
+    assert buffer.stats() == {
+        "inserted": 20,
+        "evicted": 12,
+        "sampled": 30,
+        "redrawn": 0,
+        "occupancy": 8,
+        "capacity": 8,
+        "writers": 1,
+    }
 
 
 def test_columns_are_read_only_views() -> None:
@@ -172,6 +191,30 @@ def test_extra_columns_are_stored_and_sampled() -> None:
     batch = buffer.sample(1)
     assert batch["origin"].tolist() == [[3, 2**40]]
     assert batch["log"]["loss"].tolist() == [0.5]
+
+
+def test_fields_of_one_dict_may_lie_apart() -> None:
+    extra = [DataShape("log.loss"), DataShape("bonus"), DataShape("log.norm")]
+    buffer = ReplayBuffer(BOX, ACTIONS, 4, extra_columns=extra)
+    for step in (transition(0), {**transition(0), "rewards": np.float32(0)}):
+        buffer.insert({**step, "log": {"norm": 0.25, "loss": 0.5}, "bonus": 0.75})
+    batch = buffer.sample(9)
+    assert {*batch["log"]["loss"]} == {0.5}
+    assert {*batch["bonus"]} == {0.75}
+    assert {*batch["log"]["norm"]} == {0.25}
+    with pytest.raises(ValueError, match=r"cannot be an array and have fields within it: 'rewards.x'"):
+        ReplayBuffer(BOX, ACTIONS, 4, extra_columns=[DataShape("rewards.x")])
+
+
+def test_items_that_are_as_they_are_stored_take_the_same_checks() -> None:
+    buffer = ReplayBuffer(DICT, spaces.Discrete(5), 4)
+    observation = image_transition(2)["observations"]
+    exact = {**image_transition(2), "rewards": 2.5, "masks": 1.0, "dones": False, "actions": np.int64(4)}
+    buffer.insert(exact)
+    for wrong in ({**observation, "more": 1}, {"image": observation["image"]}, {**observation, "arm": {"joints": 1.0}}):
+        with pytest.raises(ValueError, match=r"unknown field|is missing|has shape"):
+            buffer.insert({**exact, "observations": wrong})
+    assert (buffer.columns["rewards"][0], buffer.columns["actions"][0], len(buffer)) == (2.5, 4, 1)
 
 
 @pytest.mark.parametrize(
@@ -274,3 +317,323 @@ def test_rows_are_never_torn_while_threads_insert_and_sample() -> None:
         thread.join()
     assert torn == 0
     assert buffer.stats()["inserted"] == 32 + sum(inserted)
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    made = f"test-buffer-{os.getpid()}-{next(_names)}"
+    yield made
+    ReplayBuffer.remove(made)
+
+
+class TestNamedReplayBuffer(TestReplayBuffer):
+    """The same of a buffer that is reached by its name."""
+
+    @pytest.fixture(autouse=True)
+    def _names(self) -> Iterator[None]:
+        self.made: list[str] = []
+        yield
+        for name in self.made:
+            ReplayBuffer.remove(name)
+
+    def make_store(self, capacity: int) -> DataStoreBase:
+        self.made.append(f"test-conformance-{os.getpid()}-{next(_names)}")
+        ReplayBuffer(BOX, ACTIONS, capacity, name=self.made[-1]).close()
+        return ReplayBuffer.attach(self.made[-1])
+
+
+def about_by_id(buffer: ReplayBuffer) -> dict[str, list[int]]:
+    """Return what is known of the rows that are held, in the order of their ids."""
+    written = np.flatnonzero(buffer.about["writer"])
+    order = written[np.argsort(buffer.about["sequence"][written])]
+    return {key: column[order].tolist() for key, column in buffer.about.items()}
+
+
+STEPS = [
+    {},
+    {},
+    {"masks": 0.0, "dones": None},
+    {"dones": True},
+    {},
+    {"masks": 0.0},
+    {"masks": 0.0, "dones": True},
+]
+POSITIONS = [0, 1, 2, 0, 0, 1, 2]
+FLAGS = [FIRST, 0, LAST | TERMINAL, FIRST | LAST | TRUNCATED, FIRST, 0, LAST | TERMINAL]
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 64])
+@pytest.mark.parametrize("cuts", [range(8), [0, 7], [0, 2, 3, 7], [0, 5, 7]])
+@pytest.mark.parametrize("stacked", [True, False])
+def test_rows_know_their_place_in_the_episode(chunk_rows: int, cuts: Any, stacked: bool) -> None:
+    buffer = make(capacity=64, chunk_rows=chunk_rows)
+    for turn in range(2):
+        steps = [transition(7 * turn + i, **changes) for i, changes in enumerate(STEPS)]
+        for begin, end in itertools.pairwise(cuts):
+            if end - begin == 1:
+                buffer.insert(steps[begin])
+            elif stacked and all("dones" in step for step in steps[begin:end]):
+                buffer.batch_insert({key: np.stack([step[key] for step in steps[begin:end]]) for key in steps[begin]})
+            else:
+                buffer.batch_insert(steps[begin:end])
+    about = about_by_id(buffer)
+    assert about["sequence"] == list(range(14))
+    assert about["position"] == 2 * POSITIONS
+    assert about["flags"] == 2 * FLAGS
+    assert set(about["writer"]) == {1}
+
+
+def test_end_trajectory_cuts_the_open_episode() -> None:
+    buffer = make()
+    buffer.end_trajectory()
+    buffer.insert(transition(0))
+    buffer.insert(transition(1))
+    buffer.end_trajectory()
+    buffer.end_trajectory()
+    buffer.insert(transition(2, masks=0.0, dones=True))
+    buffer.end_trajectory()
+    about = about_by_id(buffer)
+    assert about["position"] == [0, 1, 0]
+    assert about["flags"] == [FIRST, LAST | TRUNCATED, FIRST | LAST | TERMINAL]
+
+
+def test_policy_versions_are_kept_and_travel() -> None:
+    buffer, learner = make(capacity=16), make(capacity=16)
+    buffer.insert({**transition(0), "policy_version": 4})
+    buffer.insert(transition(1))
+    buffer.batch_insert([transition(2), {**transition(3), "policy_version": 2**40}])
+    stacked = {key: np.stack([transition(0)[key]] * 2) for key in transition(0)}
+    buffer.batch_insert({**stacked, "policy_version": 6})
+    buffer.batch_insert({**stacked, "policy_version": np.array([7, 8])})
+    versions = [4, -1, -1, 2**40, 6, 6, 7, 8]
+    assert about_by_id(buffer)["policy_version"] == versions
+    learner.batch_insert(buffer.get_latest_data(-1))
+    assert about_by_id(learner)["policy_version"] == versions
+
+
+def test_a_sample_tells_about_its_rows() -> None:
+    buffer = make(capacity=8, count=20)
+    batch = buffer.sample(50, about=True)
+    assert (batch["about"]["sequence"] == batch["rewards"]).all()
+    assert (batch["about"]["position"] == batch["rewards"]).all()
+    assert set(batch["about"]) == {"sequence", "position", "writer", "policy_version", "flags"}
+    assert "about" not in buffer.sample(5)
+
+
+@pytest.mark.parametrize("taken", ["about", "policy_version", "end_of_trajectory", "about.x"])
+def test_names_that_have_a_meaning_are_refused(taken: str) -> None:
+    with pytest.raises(ValueError, match="these names have a meaning of their own"):
+        make(extra_columns=[DataShape(taken)])
+
+
+def test_streams_of_one_process_do_not_mix() -> None:
+    buffer = make(capacity=60, chunk_rows=4)
+    with buffer.writer() as one, buffer.writer() as other:
+        for value in range(10):
+            one.insert(transition(value), end_of_trajectory=value == 4)
+            other.batch_insert([transition(100 + value), transition(200 + value)])
+    assert buffer.stats()["writers"] == 0
+    about, rewards = buffer.about, buffer.columns["rewards"]
+    for stream, expected in ((one, range(10)), (other, [k for v in range(10) for k in (100 + v, 200 + v)])):
+        rows = np.flatnonzero(about["writer"] == stream.number)
+        rows = rows[np.argsort(about["sequence"][rows])]
+        assert rewards[rows].tolist() == list(expected)
+        assert about["flags"][rows[-1]] == LAST | TRUNCATED
+    rows_of_one = np.flatnonzero(about["writer"] == one.number)
+    assert sorted(about["position"][rows_of_one]) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    with pytest.raises(ConnectionClosed, match="the writer was closed"):
+        one.insert(transition(0))
+    assert [buffer.get_latest_data(28)[0]["rewards"], buffer.latest_data_id()] == [209, 29]
+
+
+def test_a_buffer_for_few_writers_refuses_more() -> None:
+    buffer = make(capacity=8, chunk_rows=4, max_writers=3)
+    streams = [buffer.writer() for _ in range(3)]
+    streams[0].insert(transition(0))
+    streams[1].insert(transition(1))
+    with pytest.raises(BufferFull, match="smaller chunk_rows"):
+        streams[2].insert(transition(2))
+    with pytest.raises(BufferFull, match="more max_writers"):
+        buffer.writer()
+    streams[0].close()
+    streams[2].insert(transition(2))
+    assert set(buffer.sample(200)["rewards"].tolist()) == {1, 2}  # in place of the oldest
+
+
+@pytest.mark.parametrize("options", [{"chunk_rows": 0}, {"chunk_rows": 9}, {"max_writers": 0}, {"max_writers": 10**6}])
+def test_sizes_out_of_range(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"chunk_rows must be|max_writers must be|out of range"):
+        make(capacity=8, **options)
+
+
+def test_another_object_attaches_by_name(name: str) -> None:
+    buffer = ReplayBuffer(DICT, ACTIONS, 8, name=name)
+    buffer.insert(image_transition(3))
+    with ReplayBuffer.attach(name, seed=1) as other:
+        assert (other.sample(4)["observations"]["image"] == 3).all()
+        other.insert(image_transition(5))
+        assert other.incarnation == buffer.incarnation
+        assert buffer.latest_data_id() == other.latest_data_id() == 1
+        assert sorted(np.unique(buffer.sample(100)["rewards"])) == [3, 5]
+        with pytest.raises(ValueError, match=r"'observations.image' has shape"):
+            other.insert({**image_transition(1), "observations": {"image": 1, "arm": {"joints": np.zeros(3)}}})
+    assert buffer.stats()["writers"] == 1
+    buffer.close()
+
+
+def test_an_anonymous_buffer_is_reached_by_its_descriptor() -> None:
+    buffer = make(count=5)
+    code = (
+        "import sys; from edgeml_ipc.data import ReplayBuffer\n"
+        "buffer = ReplayBuffer.attach(int(sys.argv[1]))\n"
+        "buffer.batch_insert(buffer.get_latest_data(2))\n"
+    )
+    fd = buffer.fileno()
+    subprocess.run([sys.executable, "-c", code, str(fd)], cwd=ROOT, pass_fds=[fd], check=True, timeout=60)
+    assert [step["rewards"] for step in buffer.get_latest_data(-1)] == [0, 1, 2, 3, 4, 3, 4]
+    buffer.recover()  # that process ended without a word
+    assert about_by_id(buffer)["writer"] == [1] * 5 + [2] * 2
+    assert about_by_id(buffer)["flags"][-1] & (LAST | TRUNCATED) == LAST | TRUNCATED
+
+
+def test_reattach_makes_or_finds(name: str) -> None:
+    first = make(capacity=8, count=3, name=name, reattach=True)
+    first.close()
+    again = make(capacity=8, name=name, reattach=True)
+    assert again.latest_data_id() == 2
+    for options in ({"capacity": 9}, {"capacity": 8, "chunk_rows": 2}, {"capacity": 8, "extra_columns": [DataShape("x")]}):
+        with pytest.raises(SegmentError, match="that is there has capacity 8"):
+            make(name=name, reattach=True, **options)
+    with pytest.raises(SegmentError, match="exists already"):
+        make(capacity=8, name=name)
+    with pytest.raises(ValueError, match="reattach needs a name"):
+        make(reattach=True)
+    again.close()
+
+
+def test_a_stream_may_be_closed_after_its_buffer() -> None:
+    buffer = make(capacity=8)
+    with buffer.writer() as stream:
+        stream.insert(transition(0))
+        flags = buffer.about["flags"]
+        buffer.close()
+    stream.close()
+    assert flags[0] == FIRST | LAST | TRUNCATED
+
+
+def test_a_closed_buffer_says_so_and_its_views_live_on() -> None:
+    buffer = make(capacity=4, count=3)
+    rewards, about = buffer.columns["rewards"], buffer.about
+    buffer.close()
+    buffer.close()
+    for call in (buffer.stats, lambda: buffer.sample(1), lambda: buffer.insert(transition(1)), buffer.latest_data_id):
+        with pytest.raises(ConnectionClosed, match="closed"):
+            call()
+    assert rewards.tolist() == [0, 1, 2, 0]
+    assert about["flags"].tolist() == [FIRST, 0, LAST | TRUNCATED, 0]
+
+
+def test_a_forked_child_reads_and_is_refused_when_it_writes() -> None:
+    buffer = make(count=5)
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = f"{sorted(set(buffer.sample(200)['rewards'].astype(int).tolist()))} "
+        for call in (lambda: buffer.insert(transition(9)), buffer.writer, buffer.recover):
+            try:
+                call()
+                said += "wrote "
+            except ConnectionClosed as error:
+                said += str(error)[:18] + " "
+        buffer.close()
+        os.write(write_end, said.encode())
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
+        assert pipe.read() == "[0, 1, 2, 3, 4] " + 3 * "opened before fork "
+    os.waitpid(pid, 0)
+    buffer.insert(transition(5))
+    assert about_by_id(buffer)["flags"] == [FIRST, 0, 0, 0, 0, 0]
+
+
+def test_a_child_that_keeps_the_lock_does_not_keep_the_dead_alive(name: str) -> None:
+    """The writer dies; a child that it forked, which holds the same lock, lives on."""
+    make(capacity=8, name=name).close()
+    code = (
+        "import os, signal, sys; from edgeml_ipc.data import ReplayBuffer\n"
+        "from tests.data.test_replay_buffer import transition\n"
+        f"buffer = ReplayBuffer.attach({name!r})\n"
+        "buffer.batch_insert([transition(0), transition(1)])\n"
+        "if os.fork() == 0:\n"
+        "    sys.stdin.read()\n"
+        "    os._exit(0)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE)
+    try:
+        process.wait(60)
+        buffer = ReplayBuffer.attach(name)
+        assert buffer.stats()["writers"] == 0
+        assert about_by_id(buffer)["flags"] == [FIRST, LAST | TRUNCATED]
+        buffer.batch_insert([transition(value) for value in range(2, 12)])
+        assert [step["rewards"] for step in buffer.get_latest_data(-1)] == list(range(4, 12))
+        buffer.close()
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def test_a_stopped_writer_is_alive(name: str) -> None:
+    buffer = make(capacity=8, chunk_rows=2, name=name)
+    code = (
+        "import os, signal; from edgeml_ipc.data import ReplayBuffer; from tests.data.test_replay_buffer import transition\n"
+        f"buffer = ReplayBuffer.attach({name!r})\n"
+        "buffer.insert(transition(100))\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "buffer.insert(transition(101))\n"
+        "buffer.close()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    os.waitpid(process.pid, os.WUNTRACED)
+    assert buffer.recover() == 0
+    buffer.batch_insert([transition(value) for value in range(50)])
+    assert 100 in buffer.columns["rewards"]
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(60) == 0
+    assert sorted(buffer.columns["rewards"][buffer.about["writer"] == 1]) == [100, 101]
+    buffer.close()
+
+
+FALLBACK = """
+import sys
+sys.modules["edgeml_ipc.data._rows"] = None  # as where it was not built
+import pytest
+from edgeml_ipc.data import ReplayBuffer
+from edgeml_ipc.errors import SegmentError
+from tests.data import test_replay_buffer as tests
+buffer = tests.make(capacity=8, count=20, seed=5)
+assert [step["rewards"] for step in buffer.get_latest_data(-1)] == list(range(12, 20))
+assert buffer.sample(100)["rewards"].tolist() == EXPECTED
+assert buffer.stats()["evicted"] == 12
+for call in (lambda: tests.make(name="x"), lambda: ReplayBuffer.attach("x"), buffer.fileno):
+    with pytest.raises(SegmentError, match="not built here"):
+        call()
+tests.test_streams_of_one_process_do_not_mix()
+tests.test_a_closed_buffer_says_so_and_its_views_live_on()
+tests.test_rows_are_never_torn_while_threads_insert_and_sample()
+"""
+
+
+def test_without_the_c_half_a_buffer_is_private() -> None:
+    expected = make(capacity=8, count=20, seed=5).sample(100)["rewards"].tolist()
+    code = FALLBACK.replace("EXPECTED", repr(expected))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
+def test_descriptors_are_closed() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        make(count=2).close()
+        make(count=2)
+    assert len(os.listdir("/proc/self/fd")) <= before

@@ -1,0 +1,179 @@
+/* SumTree: the binding of eipc_tree. Its caller serialises all calls: gather.py's sibling priority.py does, with a lock. */
+#include "_kernels_binding.h"
+
+#include <float.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { RELEASE_GIL_ROWS = 64 }; /* a smaller batch is over before another thread could run */
+#define MAX_CAPACITY ((unsigned long long)1 << 40)
+#define MAX_WEIGHT 1e280 /* times as many rows as there can be, this is still finite */
+
+typedef struct {
+    PyObject_HEAD
+    eipc_tree tree;
+} SumTree;
+
+static PyObject *tree_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"capacity", NULL};
+    long long capacity;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "L", names, &capacity)) return NULL;
+    if (capacity < 1 || (unsigned long long)capacity > MAX_CAPACITY)
+        return PyErr_Format(PyExc_ValueError, "capacity must be from 1 to %llu rows, got %lld", MAX_CAPACITY, capacity);
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    SumTree *self = (SumTree *)allocate(type, 0);
+    if (!self) return NULL;
+    if (eipc_tree_init(&self->tree, (uint64_t)capacity) == 0) return (PyObject *)self;
+    Py_DECREF((PyObject *)self);
+    return PyErr_NoMemory();
+}
+
+static void tree_dealloc(SumTree *self) {
+    eipc_tree_free(&self->tree);
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static int64_t *rows_of(const SumTree *self, PyObject *object, size_t *count) {
+    return eipc_copied_rows(object, "rows", 0, (int64_t)self->tree.capacity, count);
+}
+
+static bool weight_is_good(double weight) { return weight >= 0 && weight <= MAX_WEIGHT; } /* false for NaN */
+
+static PyObject *raise_weight(size_t i, double weight) {
+    PyObject *value = PyFloat_FromDouble(weight);
+    if (value) PyErr_Format(PyExc_ValueError, "weights[%zu] is %R; it must be from 0 to 1e280", i, value);
+    Py_XDECREF(value);
+    return NULL;
+}
+
+/* Get an array of float64 with `count` items. */
+static int get_doubles(PyObject *object, const char *name, size_t count, bool writable, Py_buffer *b) {
+    if (PyObject_GetBuffer(object, b, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0)) < 0) return -1;
+    if (b->itemsize == 8 && b->format && !strcmp(b->format, "d") && (size_t)b->len / 8 == count) return 0;
+    PyErr_Format(PyExc_ValueError, "%s must be a contiguous array of %zu float64, got %zd bytes of format '%s'", name, count, b->len,
+                 b->format ? b->format : "");
+    PyBuffer_Release(b);
+    return -1;
+}
+
+static PyObject *tree_set(SumTree *self, PyObject *args) {
+    PyObject *rows_object, *weights_object;
+    if (!PyArg_ParseTuple(args, "OO", &rows_object, &weights_object)) return NULL;
+    size_t count, good = 0;
+    int64_t *rows = rows_of(self, rows_object, &count);
+    if (!rows) return NULL;
+    Py_buffer given;
+    if (get_doubles(weights_object, "weights", count, false, &given) < 0) {
+        free(rows);
+        return NULL;
+    }
+    double *weights = malloc(count * sizeof *weights + 8);
+    if (weights) memcpy(weights, given.buf, count * sizeof *weights);
+    PyBuffer_Release(&given);
+    while (weights && good < count && weight_is_good(weights[good])) good++;
+    if (!weights) {
+        PyErr_NoMemory();
+    } else if (good < count) {
+        raise_weight(good, weights[good]);
+    } else if (count < RELEASE_GIL_ROWS) {
+        eipc_tree_set(&self->tree, rows, weights, count);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        eipc_tree_set(&self->tree, rows, weights, count);
+        Py_END_ALLOW_THREADS
+    }
+    free(weights);
+    free(rows);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *tree_fill(SumTree *self, PyObject *args) {
+    long long begin, end;
+    double weight;
+    if (!PyArg_ParseTuple(args, "LLd", &begin, &end, &weight)) return NULL;
+    if (begin < 0 || end < begin || (unsigned long long)end > self->tree.capacity)
+        return PyErr_Format(PyExc_IndexError, "rows %lld to %lld; the tree has rows 0 to %llu", begin, end,
+                            (unsigned long long)self->tree.capacity);
+    if (!weight_is_good(weight)) return raise_weight(0, weight);
+    Py_BEGIN_ALLOW_THREADS
+    eipc_tree_fill(&self->tree, (uint64_t)begin, (uint64_t)end, weight);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *tree_get(SumTree *self, PyObject *args) {
+    PyObject *rows_object, *out_object;
+    if (!PyArg_ParseTuple(args, "OO", &rows_object, &out_object)) return NULL;
+    size_t count;
+    int64_t *rows = rows_of(self, rows_object, &count);
+    if (!rows) return NULL;
+    Py_buffer out;
+    if (get_doubles(out_object, "out", count, true, &out) == 0) {
+        for (size_t i = 0; i < count; i++) ((double *)out.buf)[i] = self->tree.sum[0][rows[i]];
+        PyBuffer_Release(&out);
+    }
+    free(rows);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *tree_find(SumTree *self, PyObject *args) {
+    PyObject *targets_object, *rows_object, *weights_object;
+    if (!PyArg_ParseTuple(args, "OOO", &targets_object, &rows_object, &weights_object)) return NULL;
+    Py_buffer targets, rows, weights;
+    if (PyObject_GetBuffer(rows_object, &rows, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT) < 0) return NULL;
+    size_t count = (size_t)rows.len / 8;
+    if (rows.itemsize != 8 || !rows.format || !rows.format[0] || rows.format[1] || !strchr("lq", rows.format[0])) {
+        PyErr_Format(PyExc_TypeError, "rows must be a contiguous array of int64, got format '%s'", rows.format ? rows.format : "");
+    } else if (get_doubles(targets_object, "targets", count, false, &targets) == 0) {
+        if (get_doubles(weights_object, "weights", count, true, &weights) == 0) {
+            int64_t *found = malloc(count * sizeof *found + 8); /* no other thread may change a row on its way down the tree */
+            if (!found) PyErr_NoMemory();
+            else {
+                Py_BEGIN_ALLOW_THREADS
+                eipc_tree_find(&self->tree, targets.buf, count, found, weights.buf);
+                memcpy(rows.buf, found, count * sizeof *found);
+                Py_END_ALLOW_THREADS
+                free(found);
+            }
+            PyBuffer_Release(&weights);
+        }
+        PyBuffer_Release(&targets);
+    }
+    PyBuffer_Release(&rows);
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *tree_total(SumTree *self, void *Py_UNUSED(closure)) { return PyFloat_FromDouble(eipc_tree_total(&self->tree)); }
+
+static PyObject *tree_least(SumTree *self, void *Py_UNUSED(closure)) { return PyFloat_FromDouble(eipc_tree_least(&self->tree)); }
+
+static PyMethodDef tree_methods[] = {
+    {"set", (PyCFunction)tree_set, METH_VARARGS, "Set the weights of rows."},
+    {"fill", (PyCFunction)tree_fill, METH_VARARGS, "Set the weights of the rows begin..end to one value."},
+    {"get", (PyCFunction)tree_get, METH_VARARGS, "Write the weights of rows into `out`."},
+    {"find", (PyCFunction)tree_find, METH_VARARGS, "Write the row, and its weight, in which each target lies."},
+    {NULL, NULL, 0, NULL},
+};
+static PyGetSetDef tree_getset[] = {
+    {"total", (getter)tree_total, NULL, "The sum of all weights.", NULL},
+    {"least", (getter)tree_least, NULL, "The least positive weight, or infinity.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+static PyType_Slot tree_slots[] = {
+    {Py_tp_doc, "SumTree(capacity): weights of rows, and their sums."},
+    {Py_tp_new, tree_new},
+    {Py_tp_dealloc, tree_dealloc},
+    {Py_tp_methods, tree_methods},
+    {Py_tp_getset, tree_getset},
+    {0, NULL},
+};
+static PyType_Spec tree_spec = {"edgeml_ipc.data._kernels.SumTree", sizeof(SumTree), 0, Py_TPFLAGS_DEFAULT, tree_slots};
+
+int eipc_add_tree_type(PyObject *module) {
+    static PyTypeObject *type;
+    return eipc_add_type(module, &tree_spec, &type);
+}

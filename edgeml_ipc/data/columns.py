@@ -1,0 +1,213 @@
+"""Columns: a tree of transitions stored as one numpy array per leaf, `(capacity, *shape)`.
+
+Knows shapes, dtypes and rows; knows nothing of memory, episodes, ids or sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+Path: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """Name, shape and dtype of one stored field.
+
+    Attributes:
+        name: key of the field; `"observations.image"` names a field within a nested dict.
+        shape: shape of one item, without a leading batch axis.
+        dtype: name of a numpy dtype.
+
+    Example:
+        >>> DataShape("actions", (2,))
+        DataShape(name='actions', shape=(2,), dtype='float32')
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+
+def shapes_of_space(name: str, space: Any) -> list[DataShape]:
+    """List the fields that a gymnasium space's samples have: one, or one for each leaf of a (nested) Dict space.
+
+    Raises:
+        TypeError: the space is neither a Dict nor one with a shape and a dtype.
+    """
+    spaces = getattr(space, "spaces", None)
+    if isinstance(spaces, Mapping):
+        return [shape for key, child in spaces.items() for shape in shapes_of_space(f"{name}.{key}", child)]
+    shape, dtype = getattr(space, "shape", None), getattr(space, "dtype", None)
+    if shape is None or dtype is None:
+        raise TypeError(f"the space of {name!r} must be a Dict, or have a shape and a dtype, got {space!r}")
+    return [DataShape(name, tuple(shape), np.dtype(dtype).name)]
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """Return the dtype of that name; bfloat16 and the float8s are found where ml_dtypes is installed.
+
+    Raises:
+        TypeError: there is no such dtype, or its values are Python objects.
+    """
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise TypeError(f"no dtype is called {name!r}; without ml_dtypes there is no bfloat16 and no float8") from error
+        if not hasattr(ml_dtypes, name):
+            raise
+        dtype = np.dtype(getattr(ml_dtypes, name))
+    if dtype.hasobject:
+        raise TypeError(f"dtype {name!r} holds Python objects, which cannot be stored")
+    return dtype
+
+
+def gather(columns: Iterable[Array], rows: npt.NDArray[np.int64]) -> list[Array]:
+    """Copy rows out of each column: arrays `(len(rows), *shape)` of the caller's. Every row must be in range."""
+    return [column.take(rows, axis=0, mode="clip") for column in columns]
+
+
+_PLAIN: Final = {"f": float, "b": bool}  # the Python types that need no look at their value
+
+
+def _collect_exact(tree: Any, plan: Mapping[str, Any], found: list[Any]) -> bool:
+    """Append the leaves of one item if all are just as they are stored, which needs no further check; tell whether they are."""
+    if type(tree) is not dict or len(tree) != len(plan):
+        return False
+    for key, wanted in plan.items():
+        value = tree.get(key)
+        if type(wanted) is dict:
+            if not _collect_exact(value, wanted, found):
+                return False
+            continue
+        shape, dtype, plain, _ = wanted
+        if isinstance(value, (np.ndarray, np.generic)):
+            if value.shape != shape or value.dtype != dtype:
+                return False
+        elif type(value) is not plain or shape:
+            return False
+        found.append(value)
+    return True
+
+
+def _names_in(plan: Mapping[str, Any]) -> list[str]:
+    """List the columns in the order in which a walk through the plan meets them."""
+    return [name for entry in plan.values() for name in (_names_in(entry) if type(entry) is dict else [entry[3]])]
+
+
+class Columns:
+    """One array per leaf of a tree, all with the same number of rows.
+
+    Threads and processes: no locks; the owner serialises writes.
+    """
+
+    def __init__(self, shapes: Iterable[DataShape], arrays: Iterable[Array]) -> None:
+        """Give `arrays`, of `capacity` rows each, the names of `shapes`."""
+        self.shapes = {shape.name: shape for shape in shapes}
+        self._paths: dict[str, Path] = {name: tuple(name.split(".")) for name in self.shapes}
+        self.arrays: dict[str, Array] = dict(zip(self.shapes, arrays, strict=True))
+        self._known = {path[:depth] for path in self._paths.values() for depth in range(1, len(path) + 1)}
+        names = set(self._paths.values())
+        for path in names:
+            if any(path[:depth] in names for depth in range(1, len(path))):
+                raise ValueError(f"a field cannot be an array and have fields within it: {'.'.join(path)!r}")
+        self._plan: dict[str, Any] = self._tree(
+            {name: (array.shape[1:], array.dtype, _PLAIN.get(array.dtype.kind), name) for name, array in self.arrays.items()}
+        )
+        self._is_in_order = _names_in(self._plan) == list(self.shapes)
+
+    def check(self, tree: Mapping[str, Any], rows: int | None) -> list[Array]:
+        """Turn one tree into arrays, one per column, that fit the columns exactly.
+
+        Args:
+            tree: nested dict with the fields of the columns, all of them and no others.
+            rows: None for one item; otherwise the leading size that each field must have.
+        Raises:
+            ValueError: a field is missing, unknown, or has another shape, or an integer does not fit.
+            TypeError: a field's dtype does not convert.
+        """
+        if rows is None and self._is_in_order:
+            exact: list[Any] = []
+            if _collect_exact(tree, self._plan, exact):
+                return exact
+        self._refuse_unknown(tree, ())
+        return [self._fit(shape, _look_up(tree, self._paths[name]), rows) for name, shape in self.shapes.items()]
+
+    def write(self, rows: Array | slice | int, values: Sequence[Array]) -> None:
+        """Write values that `check` returned."""
+        for column, value in zip(self.arrays.values(), values, strict=True):
+            column[rows] = value
+
+    def leaves(self) -> list[Array]:
+        """Return the arrays in the order of the shapes."""
+        return list(self.arrays.values())
+
+    def tree(self, leaves: Iterable[Any]) -> dict[str, Any]:
+        """Return a nested dict of `leaves`, one per column in the order of the shapes."""
+        return self._tree(dict(zip(self.shapes, leaves, strict=True)))
+
+    def views(self) -> dict[str, Any]:
+        """Return the columns themselves as a nested dict of read-only views."""
+        views = {name: column.view() for name, column in self.arrays.items()}
+        for view in views.values():
+            view.flags.writeable = False
+        return self._tree(views)
+
+    def _tree(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
+        root: dict[str, Any] = {}
+        for name, leaf in leaves.items():
+            *parents, last = self._paths[name]
+            node = root
+            for key in parents:
+                node = node.setdefault(key, {})
+            node[last] = leaf
+        return root
+
+    def _refuse_unknown(self, tree: Mapping[str, Any], prefix: Path) -> None:
+        for key, value in tree.items():
+            path = (*prefix, key)
+            if path not in self._known:
+                raise ValueError(
+                    f"unknown field {'.'.join(map(str, path))!r}; the fields are {sorted(self.shapes)}, and further ones are "
+                    "declared when the buffer is made (extra_columns)"
+                )
+            if isinstance(value, Mapping):
+                self._refuse_unknown(value, path)
+
+    def _fit(self, shape: DataShape, value: Any, rows: int | None) -> Array:
+        required = shape.shape if rows is None else (rows, *shape.shape)
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"{shape.name!r} is ragged; an array of shape {required} is required") from error
+        if array.shape != required:
+            raise ValueError(f"{shape.name!r} has shape {array.shape}; {required} is required")
+        dtype = self.arrays[shape.name].dtype
+        if array.dtype == dtype:
+            return array
+        if not np.can_cast(array.dtype, dtype, "same_kind"):
+            raise TypeError(f"{shape.name!r} has dtype {array.dtype}, which does not convert to {dtype}, which is required")
+        cast = array.astype(dtype)
+        if dtype.kind in "iu" and not np.array_equal(cast, array):
+            raise ValueError(f"{shape.name!r} has values from {array.min()} to {array.max()}, which do not fit {dtype}")
+        return cast
+
+
+def _look_up(tree: Any, path: Path) -> Any:
+    node = tree
+    for depth, key in enumerate(path):
+        if not isinstance(node, Mapping):
+            raise ValueError(f"{'.'.join(path[:depth])!r} must be a dict with the key {key!r}, got {type(node).__name__}")
+        if key not in node:
+            raise ValueError(f"the field {'.'.join(path)!r} is missing; got the keys {sorted(map(str, node))}")
+        node = node[key]
+    return node

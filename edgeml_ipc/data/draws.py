@@ -1,0 +1,220 @@
+"""Drawing the anchors of a batch: one step t for each element, whose window [t + begin, t + end) lies in one episode.
+
+An anchor is found by drawing the *last* step of its window uniformly from all rows and accepting it if enough steps of its
+episode lie before it. So every window is equally likely, the one that ends with an episode's terminal step included, and no
+index is ever moved to make it fit. Pure index logic: no storage, no copying, no state but the generator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeml_ipc.data.gather import Rows
+from edgeml_ipc.data.priority import Drawn, Priorities, importance_weights
+from edgeml_ipc.errors import BufferEmpty
+
+Mask = npt.NDArray[np.bool_]
+Accept = Callable[[Rows], Mask]
+
+_ROUNDS: Final = 8  # of drawing and rejecting; then the eligible rows are listed, which takes a pass over all of them
+_DRAWS_PER_MISSING: Final = 64
+
+
+class Steps(Protocol):
+    """What a sampler must know of the rows that a store holds at one moment.
+
+    Rows may lie anywhere: an episode's steps are found by `shift`, not by adding to a row number.
+    """
+
+    def draw(self, rng: np.random.Generator, count: int) -> Rows:
+        """Draw rows uniformly from `rows()`, with replacement; raise `BufferEmpty` if there are none."""
+
+    def rows(self) -> Rows:
+        """Return all rows that may be drawn, each once, in an order that depends on what was inserted only."""
+
+    def before(self, rows: Rows) -> Rows:
+        """Return, for each row, how many steps just before it in its episode are held."""
+
+    def after(self, rows: Rows) -> Rows:
+        """Return, for each row, how many steps just after it in its episode are held."""
+
+    def shift(self, rows: Rows, offsets: Rows) -> Rows:
+        """Return the row that lies `offset` steps further on (broadcast); asked only within `before` and `after`."""
+
+
+class ArraySteps:
+    """`Steps` of plain arrays, for stores that are small or seldom change: preparing it sorts all rows.
+
+    Example:
+        >>> steps = ArraySteps(position=[0, 1, 2, 0, 1], episode=[7, 7, 7, 9, 9])
+        >>> steps.before(np.array([2, 3])).tolist(), steps.after(np.array([0, 3])).tolist()
+        ([2, 0], [2, 1])
+    """
+
+    def __init__(self, position: Any, episode: Any, valid: Any = None) -> None:
+        """Sort the rows into episodes.
+
+        Args:
+            position: `(rows,)`, which step of its episode a row is.
+            episode: `(rows,)`, a number of its own for each episode of each writer.
+            valid: `(rows,)`, False for rows that hold nothing; None: all hold a step.
+        """
+        positions, episodes = np.asarray(position, np.int64), np.asarray(episode, np.int64)
+        held = np.arange(len(positions)) if valid is None else np.flatnonzero(np.asarray(valid, bool))
+        self._order: Rows = held[np.lexsort((positions[held], episodes[held]))]
+        first, second = self._order[:-1], self._order[1:]
+        joined = (episodes[first] == episodes[second]) & (positions[first] + 1 == positions[second])
+        ranks = np.arange(len(self._order))
+        begins = np.maximum.accumulate(np.where(np.append(False, joined)[: len(ranks)], 0, ranks))
+        ends = np.minimum.accumulate(np.where(np.append(joined, False)[: len(ranks)], len(ranks), ranks)[::-1])[::-1]
+        self._rank = np.full(len(positions), -1, np.int64)
+        self._rank[self._order] = ranks
+        self._before, self._after = ranks - begins, ends - ranks
+
+    def draw(self, rng: np.random.Generator, count: int) -> Rows:
+        """Draw rows uniformly, with replacement."""
+        if not len(self._order):
+            raise BufferEmpty(f"cannot draw {count} rows: none of {len(self._rank)} holds a step")
+        rows: Rows = self._order[rng.integers(0, len(self._order), count)]
+        return rows
+
+    def rows(self) -> Rows:
+        """Return all rows that hold a step, episode by episode."""
+        return self._order
+
+    def before(self, rows: Rows) -> Rows:
+        """Return how many steps of the episode lie before each row, without a gap."""
+        return self._before[self._rank[rows]]
+
+    def after(self, rows: Rows) -> Rows:
+        """Return how many steps of the episode lie after each row, without a gap."""
+        return self._after[self._rank[rows]]
+
+    def shift(self, rows: Rows, offsets: Rows) -> Rows:
+        """Return the rows `offsets` steps further on."""
+        shifted: Rows = self._order[self._rank[rows] + offsets]
+        return shifted
+
+
+def draw_anchors(
+    steps: Steps,
+    rng: np.random.Generator,
+    count: int,
+    sample_range: tuple[int, int] = (0, 1),
+    *,
+    min_length: int = 1,
+    accept: Accept | None = None,
+) -> Rows:
+    """Draw steps uniformly, with replacement, from all whose window lies in their episode.
+
+    Args:
+        sample_range: the window `[anchor + begin, anchor + end)`; the anchor itself must be there too.
+        min_length: episodes of which fewer steps are held are left out.
+        accept: tells which anchors may be used (new enough, say); None: all.
+    Returns:
+        `(count,)` rows.
+    Raises:
+        BufferEmpty: there is no such step. ValueError: `count` is below 1, or the range is empty.
+    """
+    first, last = _window(count, sample_range)
+
+    def eligible(ends: Rows) -> Rows:
+        before = steps.before(ends)
+        fits = before >= last - first
+        if min_length > last - first + 1:
+            fits &= before + steps.after(ends) + 1 >= min_length
+        ends = ends[fits]
+        anchors = steps.shift(ends, np.full(ends.shape, -last)) if last else ends
+        return anchors if accept is None else anchors[accept(anchors)]
+
+    def listed(missing: int) -> Rows:
+        every = eligible(steps.rows())
+        if not len(every):
+            raise BufferEmpty(_nothing_fits(steps, sample_range, min_length, accept))
+        return every[rng.integers(0, len(every), missing)]
+
+    return _filled(count, lambda wanted: eligible(steps.draw(rng, wanted)), listed)
+
+
+def draw_prioritized(
+    steps: Steps,
+    priorities: Priorities,
+    rng: np.random.Generator,
+    count: int,
+    sample_range: tuple[int, int] = (0, 1),
+    *,
+    min_length: int = 1,
+    accept: Accept | None = None,
+    beta: float | None = None,
+) -> Drawn:
+    """Draw steps by priority from all whose window lies in their episode; arguments and errors as `draw_anchors`.
+
+    A row must have a priority only while `steps` holds it. Importance weights are those of `Priorities.sample`.
+    """
+    first, last = _window(count, sample_range)
+
+    def eligible(rows: Rows) -> Rows:
+        before, after = steps.before(rows), steps.after(rows)
+        rows = rows[(before >= -first) & (after >= last) & (before + after + 1 >= min_length)]
+        return rows if accept is None else rows[accept(rows)]
+
+    def listed(missing: int) -> Rows:
+        every = eligible(steps.rows())
+        weights = priorities.tree.get(every)
+        if not weights.sum() > 0:
+            raise BufferEmpty(_nothing_fits(steps, sample_range, min_length, accept))
+        return rng.choice(every, missing, p=weights / weights.sum())
+
+    rounds = iter([True])  # the first round is stratified; those that make up for rejected rows cannot be
+
+    def drawn(wanted: int) -> Rows:
+        return eligible(priorities.tree.sample(rng, wanted, stratified=next(rounds, False))[0])
+
+    rows = _filled(count, drawn, listed)
+    weights = np.maximum(priorities.tree.get(rows), priorities.tree.least)  # a row may have been removed meanwhile
+    return Drawn(rows, importance_weights(weights, priorities.tree.least, priorities.beta if beta is None else beta))
+
+
+def check_window(name: str, begin: int, end: int) -> None:
+    """Raise `ValueError` unless `[begin, end)` has at least one step."""
+    if begin >= end:
+        raise ValueError(f"{name} must make a window [begin, end) of at least one step, got begin={begin}, end={end}")
+
+
+def _window(count: int, sample_range: tuple[int, int]) -> tuple[int, int]:
+    """Return the offsets of the first and the last step that must be there, the anchor's 0 among them."""
+    if count < 1:
+        raise ValueError(f"the batch size must be at least 1, got {count}")
+    check_window("sample_range", *sample_range)
+    return min(sample_range[0], 0), max(sample_range[1] - 1, 0)
+
+
+def _filled(count: int, draw: Callable[[int], Rows], listed: Callable[[int], Rows]) -> Rows:
+    """Collect `count` rows: what some rounds of drawing and rejecting leave, the rest from the list of all eligible ones."""
+    found: list[Rows] = []
+    missing, tried, kept = count, 0, 0
+    for _ in range(_ROUNDS):
+        # The more is rejected, the more is drawn at once.
+        wanted = missing if tried == 0 else min(-(-missing * tried // max(kept, 1)) + 8, missing * _DRAWS_PER_MISSING)
+        rows = draw(wanted)
+        tried, kept = tried + wanted, kept + len(rows)
+        found.append(rows[:missing])
+        missing -= len(found[-1])
+        if not missing:
+            break
+    else:
+        found.append(listed(missing))
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _nothing_fits(steps: Steps, sample_range: tuple[int, int], min_length: int, accept: Accept | None) -> str:
+    rows = steps.rows()
+    longest = int((steps.before(rows) + steps.after(rows)).max(initial=-1)) + 1
+    return (
+        f"none of {len(rows)} rows fits: sample_range {sample_range} and min_length {min_length} are required, "
+        f"the longest episode has {longest} steps{'' if accept is None else ', and accept refused the rest'}"
+    )

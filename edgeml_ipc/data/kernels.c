@@ -1,0 +1,206 @@
+/* See kernels.h. */
+#include "kernels.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- gather -------------------------------------------------------------------------------------------------------- */
+
+enum {
+    LINE = 64,
+    AHEAD_BYTES = 32768,        /* how far in front of the copy rows are asked for */
+    AHEAD_ROWS_MAX = 128,       /* ... and how many at most */
+    ASKED_LINES_MAX = 16,       /* of a row; the hardware fetches the rest of a long one by itself */
+    BYTES_PER_THREAD = 1 << 20, /* starting a thread takes as long as copying some 100 kB */
+    LONG_ROW = 2048             /* shorter rows are not worth a second thread */
+};
+
+/* Into the second-level cache (locality 2), which keeps several times more misses under way than the first level does. */
+static inline void ask_for(const eipc_gather_part *part, size_t i) {
+    int64_t row = part->rows[i];
+    if (row < 0) return;
+    const uint8_t *from = part->source + (size_t)row * part->stride;
+    size_t lines = (((uintptr_t)from & (LINE - 1)) + part->row_bytes + LINE - 1) / LINE;
+    if (lines > ASKED_LINES_MAX) lines = ASKED_LINES_MAX;
+    for (size_t line = 0; line < lines; line++) __builtin_prefetch(from + line * LINE, 0, 2);
+}
+
+/* Copy rows [begin, end). Inlined with constant sizes below, so that a short row is a load and a store. */
+static inline __attribute__((always_inline)) void copy_rows(const eipc_gather_part *part, size_t begin, size_t end, size_t row_bytes) {
+    size_t ahead = row_bytes ? AHEAD_BYTES / row_bytes : 1;
+    ahead = ahead < 1 ? 1 : ahead > AHEAD_ROWS_MAX ? AHEAD_ROWS_MAX : ahead;
+    for (size_t i = begin; i < end && i < begin + ahead; i++) ask_for(part, i);
+    for (size_t i = begin; i < end; i++) {
+        if (i + ahead < end) ask_for(part, i + ahead);
+        int64_t row = part->rows[i];
+        uint8_t *to = part->out + (part->at ? (size_t)part->at[i] : i) * row_bytes;
+        if (row < 0) memset(to, 0, row_bytes);
+        else memcpy(to, part->source + (size_t)row * part->stride, row_bytes);
+    }
+}
+
+static void copy_share(const eipc_gather_part *part, size_t begin, size_t end) {
+    switch (part->row_bytes) {
+    case 0: break;
+    case 1: copy_rows(part, begin, end, 1); break;
+    case 2: copy_rows(part, begin, end, 2); break;
+    case 4: copy_rows(part, begin, end, 4); break;
+    case 8: copy_rows(part, begin, end, 8); break;
+    case 16: copy_rows(part, begin, end, 16); break;
+    case 32: copy_rows(part, begin, end, 32); break;
+    default: copy_rows(part, begin, end, part->row_bytes);
+    }
+}
+
+typedef struct {
+    const eipc_gather_part *parts;
+    size_t count;
+    unsigned number, of; /* this share among all */
+} share;
+
+static void *copy_shares(void *argument) {
+    const share *mine = argument;
+    for (size_t p = 0; p < mine->count; p++) {
+        const eipc_gather_part *part = &mine->parts[p];
+        copy_share(part, part->count * mine->number / mine->of, part->count * (mine->number + 1) / mine->of);
+    }
+    return NULL;
+}
+
+void eipc_gather(const eipc_gather_part *parts, size_t count, unsigned max_threads) {
+    size_t long_bytes = 0;
+    for (size_t p = 0; p < count; p++)
+        if (parts[p].row_bytes >= LONG_ROW) long_bytes += parts[p].row_bytes * parts[p].count;
+    size_t wanted = long_bytes / BYTES_PER_THREAD;
+    if (wanted > max_threads) wanted = max_threads;
+    if (wanted > EIPC_MAX_THREADS) wanted = EIPC_MAX_THREADS;
+    unsigned of = wanted < 1 ? 1 : (unsigned)wanted;
+    share shares[EIPC_MAX_THREADS];
+    pthread_t threads[EIPC_MAX_THREADS];
+    bool started[EIPC_MAX_THREADS] = {false};
+    for (unsigned t = 1; t < of; t++) {
+        shares[t] = (share){parts, count, t, of};
+        started[t] = pthread_create(&threads[t], NULL, copy_shares, &shares[t]) == 0;
+    }
+    shares[0] = (share){parts, count, 0, of};
+    copy_shares(&shares[0]);
+    for (unsigned t = 1; t < of; t++) {
+        if (started[t]) pthread_join(threads[t], NULL);
+        else copy_shares(&shares[t]); /* no thread to be had: do its share here */
+    }
+}
+
+size_t eipc_copy_rows(int64_t *copy, const int64_t *rows, size_t count, int64_t lowest, int64_t end) {
+    memcpy(copy, rows, count * sizeof *copy);
+    for (size_t i = 0; i < count; i++)
+        if (copy[i] < lowest || copy[i] >= end) return i;
+    return count;
+}
+
+/* ---- sum tree ------------------------------------------------------------------------------------------------------ */
+
+int eipc_tree_init(eipc_tree *tree, uint64_t capacity) {
+    memset(tree, 0, sizeof *tree);
+    tree->capacity = capacity;
+    uint64_t nodes = 0, size = capacity;
+    unsigned level = 0;
+    for (;; level++) {
+        bool top = level > 0 && size == 1;
+        tree->size[level] = top ? EIPC_TREE_FAN : (size + EIPC_TREE_FAN - 1) / EIPC_TREE_FAN * EIPC_TREE_FAN;
+        nodes += tree->size[level] * (level > 0 ? 2 : 1);
+        if (top) break;
+        size = tree->size[level] / EIPC_TREE_FAN;
+    }
+    tree->depth = level;
+    double *next = tree->memory = aligned_alloc(EIPC_ALIGN, nodes * sizeof(double));
+    if (!next) return -1;
+    memset(next, 0, nodes * sizeof(double));
+    for (level = 0; level <= tree->depth; level++) {
+        tree->sum[level] = next;
+        next += tree->size[level];
+        if (level == 0) continue;
+        tree->least[level] = next;
+        next += tree->size[level];
+        for (uint64_t i = 0; i < tree->size[level]; i++) tree->least[level][i] = INFINITY;
+    }
+    return 0;
+}
+
+void eipc_tree_free(eipc_tree *tree) {
+    free(tree->memory);
+    tree->memory = NULL;
+}
+
+/* Compute one node of `level` from its children. */
+static inline void renew(eipc_tree *tree, unsigned level, uint64_t node) {
+    const double *children = tree->sum[level - 1] + node * EIPC_TREE_FAN;
+    double sum = 0, least = INFINITY;
+    for (int c = 0; c < EIPC_TREE_FAN; c++) sum += children[c];
+    if (level == 1) {
+        for (int c = 0; c < EIPC_TREE_FAN; c++)
+            if (children[c] > 0 && children[c] < least) least = children[c];
+    } else {
+        const double *below = tree->least[level - 1] + node * EIPC_TREE_FAN;
+        for (int c = 0; c < EIPC_TREE_FAN; c++)
+            if (below[c] < least) least = below[c];
+    }
+    tree->sum[level][node] = sum;
+    tree->least[level][node] = least;
+}
+
+void eipc_tree_set(eipc_tree *tree, const int64_t *rows, const double *weights, size_t count) {
+    for (size_t i = 0; i < count; i++) __builtin_prefetch(tree->sum[0] + rows[i], 1, 3);
+    for (size_t i = 0; i < count; i++) tree->sum[0][rows[i]] = weights[i];
+    uint64_t width = EIPC_TREE_FAN; /* rows below a node of this level */
+    for (unsigned level = 1; level <= tree->depth; level++, width *= EIPC_TREE_FAN) {
+        uint64_t last = UINT64_MAX;
+        for (size_t i = 0; i < count; i++) {
+            uint64_t node = (uint64_t)rows[i] / width;
+            if (node != last) renew(tree, level, node);
+            last = node;
+        }
+    }
+}
+
+void eipc_tree_fill(eipc_tree *tree, uint64_t begin, uint64_t end, double weight) {
+    if (begin >= end) return;
+    for (uint64_t row = begin; row < end; row++) tree->sum[0][row] = weight;
+    uint64_t first = begin, last = end - 1;
+    for (unsigned level = 1; level <= tree->depth; level++) {
+        first /= EIPC_TREE_FAN;
+        last /= EIPC_TREE_FAN;
+        for (uint64_t node = first; node <= last; node++) renew(tree, level, node);
+    }
+}
+
+/* One level down: the child in which `*left` lies; `*left` becomes what is left of it there. Without a branch that depends on
+ * the target, which no processor could predict. */
+static inline uint64_t descend(const double *children, double *left) {
+    double sums[EIPC_TREE_FAN + 1] = {0}; /* sums[c]: of the children before c */
+    unsigned found = 0;
+    for (int c = 0; c < EIPC_TREE_FAN; c++) sums[c + 1] = sums[c] + children[c];
+    for (int c = 1; c < EIPC_TREE_FAN; c++) found += *left >= sums[c];
+    while (found > 0 && children[found] <= 0) found--; /* past all sums by rounding: the last child that has a weight */
+    *left -= sums[found];
+    return found;
+}
+
+void eipc_tree_find(const eipc_tree *tree, const double *targets, size_t count, int64_t *rows, double *weights) {
+    /* All targets go down one level before any goes down the next: their cache misses overlap. `weights` holds what is left. */
+    for (size_t i = 0; i < count; i++) {
+        rows[i] = 0;
+        weights[i] = targets[i];
+    }
+    for (unsigned level = tree->depth; level-- > 0;) {
+        const double *sums = tree->sum[level];
+        for (size_t i = 0; i < count; i++) {
+            uint64_t node = (uint64_t)rows[i] * EIPC_TREE_FAN;
+            rows[i] = (int64_t)(node + descend(sums + node, &weights[i]));
+            if (level > 0) __builtin_prefetch(tree->sum[level - 1] + (uint64_t)rows[i] * EIPC_TREE_FAN, 0, 3);
+        }
+    }
+    for (size_t i = 0; i < count; i++) weights[i] = tree->sum[0][rows[i]];
+}

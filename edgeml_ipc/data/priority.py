@@ -1,0 +1,305 @@
+"""Prioritized sampling: a sum tree over the weights of rows, and importance weights.
+
+Source: Schaul, Quan, Antonoglou, Silver, *Prioritized Experience Replay*, ICLR 2016 (arXiv:1511.05952), section 3.3
+(proportional variant), section 3.4 (importance sampling) and appendix B.2.1 (stratified draws).
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeml_ipc.data.gather import Array, Rows
+from edgeml_ipc.errors import BufferEmpty
+
+try:
+    from edgeml_ipc.data import _kernels
+except ImportError:  # not built: no C compiler, or not Linux
+    _kernels = None  # type: ignore[assignment]
+
+Weights = npt.NDArray[np.float64]
+
+COMPILED: Final = _kernels is not None
+MAX_WEIGHT: Final = 1e280  # times any number of rows, this is finite
+
+
+class Tree(Protocol):
+    """What the compiled tree and the numpy one have in common; rows and values were checked by `SumTree`."""
+
+    @property
+    def total(self) -> float:
+        """The sum of all weights."""
+
+    @property
+    def least(self) -> float:
+        """The least positive weight, infinity if there is none."""
+
+    def set(self, rows: Rows, weights: Weights, /) -> None:
+        """Set weights; of a row that is named twice the last one counts."""
+
+    def fill(self, begin: int, end: int, weight: float, /) -> None:
+        """Set the rows from `begin` up to `end` to one weight."""
+
+    def get(self, rows: Rows, out: Weights, /) -> None:
+        """Write the weights of rows into `out`."""
+
+    def find(self, targets: Weights, rows: Rows, weights: Weights, /) -> None:
+        """Write, for each target, the row at which the running sum passes it, and its weight."""
+
+
+class NumpyTree:
+    """The tree as a plain array and its running sums: what the compiled tree does, readably, in O(capacity) per draw."""
+
+    def __init__(self, capacity: int) -> None:
+        """Hold `capacity` weights of 0."""
+        self._weights = np.zeros(capacity)
+
+    @property
+    def total(self) -> float:
+        """The sum of all weights."""
+        return float(self._weights.sum())
+
+    @property
+    def least(self) -> float:
+        """The least positive weight, infinity if there is none."""
+        return float(np.min(self._weights, initial=np.inf, where=self._weights > 0))
+
+    def set(self, rows: Rows, weights: Weights, /) -> None:
+        """Set weights; of a row that is named twice the last one counts."""
+        if rows.size and not (rows.min() >= 0 and rows.max() < len(self._weights)):
+            raise IndexError(f"rows must be from 0 to {len(self._weights) - 1}, got {rows.min()} to {rows.max()}")
+        if not np.all((weights >= 0) & (weights <= MAX_WEIGHT)):
+            raise ValueError(f"weights must be from 0 to {MAX_WEIGHT}, got {weights.min()} to {weights.max()}")
+        self._weights[rows] = weights
+
+    def fill(self, begin: int, end: int, weight: float, /) -> None:
+        """Set the rows from `begin` up to `end` to one weight."""
+        if not 0 <= begin <= end <= len(self._weights):
+            raise IndexError(f"rows {begin} to {end}; the tree has rows 0 to {len(self._weights)}")
+        if not 0 <= weight <= MAX_WEIGHT:
+            raise ValueError(f"a weight must be from 0 to {MAX_WEIGHT}, got {weight}")
+        self._weights[begin:end] = weight
+
+    def get(self, rows: Rows, out: Weights, /) -> None:
+        """Write the weights of rows into `out`."""
+        if rows.size and not (rows.min() >= 0 and rows.max() < len(self._weights)):
+            raise IndexError(f"rows must be from 0 to {len(self._weights) - 1}, got {rows.min()} to {rows.max()}")
+        out[...] = self._weights[rows]
+
+    def find(self, targets: Weights, rows: Rows, weights: Weights, /) -> None:
+        """Write, for each target, the row at which the running sum passes it, and its weight."""
+        sums = np.cumsum(self._weights)
+        last = np.flatnonzero(self._weights)[-1]  # a target may lie past all sums by rounding
+        rows[...] = np.minimum(np.searchsorted(sums, targets, side="right"), last)
+        weights[...] = self._weights[rows]
+
+
+class SumTree:
+    """Weights of rows, from which rows are drawn in proportion.
+
+    Sums are computed anew along every path that a change touches, never corrected by differences, so they stay as exact as a
+    tree that was just built, however many changes there were. A row of weight 0 is never drawn.
+
+    Threads and processes: any thread may call, each call is one atomic step; batches let other threads run. Private to its
+    process.
+
+    Example:
+        >>> tree = SumTree(4)
+        >>> tree.set([0, 2], [1.0, 3.0])
+        >>> tree.total
+        4.0
+        >>> rows, weights = tree.sample(np.random.default_rng(0), 4)
+        >>> rows.tolist(), weights.tolist()
+        ([0, 2, 2, 2], [1.0, 3.0, 3.0, 3.0])
+    """
+
+    def __init__(self, capacity: int, *, compiled: bool = COMPILED) -> None:
+        """Hold `capacity` weights of 0.
+
+        Raises:
+            ValueError: `capacity` is below 1.
+        """
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1 row, got {capacity}")
+        self.capacity = capacity
+        self._tree: Tree = _kernels.SumTree(capacity) if compiled else NumpyTree(capacity)
+        self._lock = Lock()
+
+    @property
+    def total(self) -> float:
+        """The sum of all weights."""
+        with self._lock:
+            return self._tree.total
+
+    @property
+    def least(self) -> float:
+        """The least positive weight, infinity if all are 0."""
+        with self._lock:
+            return self._tree.least
+
+    def set(self, rows: Any, weights: Any) -> None:
+        """Set the weights of rows; of a row that is named twice the last one counts.
+
+        Args:
+            rows: integers `(n,)`. weights: `(n,)` or one number, finite and not negative.
+        Raises:
+            IndexError: a row that the tree does not have. ValueError: a weight out of range. Nothing was changed.
+        """
+        at = np.ascontiguousarray(rows, np.int64).ravel()
+        given = np.asarray(weights, np.float64)
+        values = np.full(at.shape, given) if given.ndim == 0 else np.ascontiguousarray(given.ravel())
+        if values.shape != at.shape:
+            raise ValueError(f"got {at.size} rows and {values.size} weights")
+        with self._lock:
+            self._tree.set(at, values)
+
+    def fill(self, begin: int, end: int, weight: float) -> None:
+        """Set the weights of the rows from `begin` up to `end` to one value; raises as `set` does."""
+        with self._lock:
+            self._tree.fill(begin, end, weight)
+
+    def get(self, rows: Any) -> Weights:
+        """Return copies of the weights of rows."""
+        at = np.ascontiguousarray(rows, np.int64).ravel()
+        out = np.empty(at.shape)
+        with self._lock:
+            self._tree.get(at, out)
+        return out
+
+    def sample(self, rng: np.random.Generator, count: int, *, stratified: bool = True) -> tuple[Rows, Weights]:
+        """Draw rows, with replacement, each with probability weight / total.
+
+        Args:
+            count: how many, at least 1.
+            stratified: one draw from each of `count` equal parts of the total, which lowers the variance and leaves the
+                expected frequencies as they are; the rows then come in ascending order. False: independent draws.
+        Returns:
+            (rows, weights), each `(count,)`, new arrays.
+        Raises:
+            BufferEmpty: all weights are 0. ValueError: `count` is below 1.
+        """
+        if count < 1:
+            raise ValueError(f"count must be at least 1 row, got {count}")
+        parts = rng.random(count)
+        if stratified:
+            parts = (parts + np.arange(count)) / count
+        rows, weights = np.empty(count, np.int64), np.empty(count)
+        with self._lock:
+            total = self._tree.total
+            if total <= 0:
+                raise BufferEmpty(f"cannot draw {count} rows: all {self.capacity} weights are 0")
+            self._tree.find(parts * total, rows, weights)
+        return rows, weights
+
+
+class Drawn(NamedTuple):
+    """Rows drawn by priority.
+
+    Attributes:
+        rows: `(n,)` int64.
+        importance: `(n,)` float32 in (0, 1]: what each row's loss is to be multiplied with.
+    """
+
+    rows: Rows
+    importance: npt.NDArray[np.float32]
+
+
+class Priorities:
+    """Proportional prioritization: P(i) = p_i^alpha / sum_k p_k^alpha, with p_i = |error_i| + epsilon.
+
+    New rows get the greatest priority seen so far, so that each is drawn soon at least once. Importance weights are
+    (N P(i))^-beta, divided by the greatest that any of the N rows with a priority could have, as in Algorithm 1 of the paper.
+
+    Threads and processes: as `SumTree`.
+
+    Example:
+        >>> priorities = Priorities(capacity=100)
+        >>> priorities.added(0, 10)
+        >>> drawn = priorities.sample(np.random.default_rng(0), 4)
+        >>> drawn.importance.tolist()
+        [1.0, 1.0, 1.0, 1.0]
+        >>> priorities.update(drawn.rows, np.array([0.5, 2.0, 0.1, 0.0]))
+    """
+
+    def __init__(
+        self, capacity: int, *, alpha: float = 0.6, beta: float = 0.4, epsilon: float = 1e-6, compiled: bool = COMPILED
+    ) -> None:
+        """Hold `capacity` rows, none of which can be drawn yet.
+
+        Args:
+            alpha: 0 draws uniformly, 1 in proportion to the error.
+            beta: default for `sample`: 0 corrects nothing, 1 all of the bias.
+            epsilon: added to each error, in units of it, so that no row starves.
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        for name, value in (("alpha", alpha), ("beta", beta), ("epsilon", epsilon)):
+            if not 0 <= value < np.inf or (name == "epsilon" and value == 0):
+                raise ValueError(f"{name} must be finite and {'above' if name == 'epsilon' else 'at least'} 0, got {value}")
+        self.tree = SumTree(capacity, compiled=compiled)
+        self.alpha, self.beta, self.epsilon = alpha, beta, epsilon
+        self._greatest = 1.0  # weight, that is priority^alpha
+        self._count = 0  # rows of positive weight
+        self._lock = Lock()  # of the two numbers above, and of steps that read the tree and then write it
+
+    def __len__(self) -> int:
+        """Return how many rows have a priority."""
+        return self._count
+
+    def added(self, begin: int, end: int) -> None:
+        """Give the rows from `begin` up to `end`, newly committed, the greatest priority seen so far."""
+        with self._lock:
+            self._fill(begin, end, self._greatest)
+
+    def removed(self, begin: int, end: int) -> None:
+        """Take the rows from `begin` up to `end` out: they are not drawn until they are added again."""
+        with self._lock:
+            self._fill(begin, end, 0.0)
+
+    def update(self, rows: Any, errors: Any) -> None:
+        """Set priorities from errors (temporal-difference errors, say); rows that were removed meanwhile stay so.
+
+        Args:
+            rows: integers `(n,)`; errors: `(n,)`, of either sign.
+        Raises:
+            IndexError: a row that there is not. ValueError: an error that is not finite. Nothing was changed.
+        """
+        at = np.ascontiguousarray(rows, np.int64).ravel()
+        given = np.abs(np.asarray(errors, np.float64).ravel())
+        if given.shape != at.shape:
+            raise ValueError(f"got {at.size} rows and {given.size} errors")
+        if not np.isfinite(given).all():
+            bad = int(np.flatnonzero(~np.isfinite(given))[0])
+            raise ValueError(f"errors[{bad}] is {np.asarray(errors).ravel()[bad]}; it must be finite")
+        weights = (given + self.epsilon) ** self.alpha
+        with self._lock:
+            here = self.tree.get(at) > 0
+            self.tree.set(at[here], weights[here])
+            self._greatest = max(self._greatest, float(weights.max(initial=0.0)))
+
+    def sample(self, rng: np.random.Generator, count: int, *, beta: float | None = None, stratified: bool = True) -> Drawn:
+        """Draw rows by priority; arguments and errors as `SumTree.sample`.
+
+        Args:
+            beta: of this draw, for schedules that raise it to 1; None: the default.
+        """
+        rows, weights = self.tree.sample(rng, count, stratified=stratified)
+        return Drawn(rows, importance_weights(weights, self.tree.least, self.beta if beta is None else beta))
+
+    def _fill(self, begin: int, end: int, weight: float) -> None:
+        before = np.count_nonzero(self.tree.get(np.arange(begin, end)))
+        self.tree.fill(begin, end, weight)
+        self._count += (end - begin if weight > 0 else 0) - int(before)
+
+
+def importance_weights(weights: Weights, least: float, beta: float) -> npt.NDArray[np.float32]:
+    """Return (N P(i))^-beta over its greatest value: (weight / least weight)^-beta, since N and the total cancel out.
+
+    Args:
+        weights: of the drawn rows, all positive. least: the least positive weight of all rows.
+    """
+    result: Array = (least / weights) ** beta
+    return np.minimum(result, 1.0).astype(np.float32)

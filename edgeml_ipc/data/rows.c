@@ -1,0 +1,389 @@
+/* Chunks: claimed by compare-and-swap, written by one, read by all. See docs/replay.md for the ordering. */
+#define _GNU_SOURCE
+#include "rows.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define PLACE_BITS 16
+#define PLACE_MASK ((1u << PLACE_BITS) - 1)
+#define HEADER_BYTES 4096
+#define MAX_CAPACITY ((uint64_t)1 << 40)
+
+_Static_assert(sizeof(erb_header) <= HEADER_BYTES, "the header fits its page");
+_Static_assert(sizeof(erb_slot) == 64 && sizeof(erb_chunk) == 128, "as drawn in docs/replay.md");
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_CHAR_LOCK_FREE == 2, "atomics in shared memory must be lock-free");
+
+uint64_t erb_chunks_for(uint64_t capacity, uint64_t chunk_rows) { return (capacity + chunk_rows - 1) / chunk_rows; }
+
+uint64_t erb_schema_at(uint64_t capacity, uint64_t chunk_rows, uint64_t writer_slots) {
+    if (capacity < 1 || capacity > MAX_CAPACITY || chunk_rows < 1 || chunk_rows > capacity) return 0;
+    if (writer_slots < 1 || writer_slots > ERB_MAX_WRITERS || erb_chunks_for(capacity, chunk_rows) > ERB_MAX_CHUNKS) return 0;
+    uint64_t chunks_at = (HEADER_BYTES + writer_slots * sizeof(erb_slot) + 127) & ~(uint64_t)127;
+    return chunks_at + erb_chunks_for(capacity, chunk_rows) * sizeof(erb_chunk);
+}
+
+int erb_format(void *base, uint64_t bytes, uint64_t capacity, uint64_t chunk_rows, uint64_t writer_slots,
+               uint64_t schema_bytes, const uint8_t incarnation[16]) {
+    uint64_t schema_at = erb_schema_at(capacity, chunk_rows, writer_slots);
+    if (!schema_at || schema_bytes > bytes || schema_at > bytes - schema_bytes) return ERB_DAMAGED;
+    erb_header *header = base;
+    header->magic = ERB_MAGIC;
+    header->version = ERB_VERSION;
+    header->segment_bytes = bytes;
+    header->capacity = capacity;
+    header->chunk_rows = chunk_rows;
+    header->writer_slots = writer_slots;
+    header->schema_bytes = schema_bytes;
+    memcpy(header->incarnation, incarnation, sizeof header->incarnation);
+    atomic_store_explicit(&header->next_writer, 1, memory_order_relaxed);
+    return ERB_OK;
+}
+
+void erb_publish(void *base) { atomic_store_explicit(&((erb_header *)base)->ready, 1, memory_order_release); }
+
+int erb_inspect(const void *base, uint64_t bytes) {
+    const erb_header *header = base;
+    if (bytes < HEADER_BYTES) return bytes ? ERB_FOREIGN : ERB_UNREADY;
+    uint32_t ready = atomic_load_explicit(&header->ready, memory_order_acquire);
+    if (!header->magic && !ready) return ERB_UNREADY;
+    if (header->magic != ERB_MAGIC) return ERB_FOREIGN;
+    if (header->version != ERB_VERSION) return ERB_VERSIONED;
+    if (ready != 1) return ERB_UNREADY;
+    uint64_t schema_at = erb_schema_at(header->capacity, header->chunk_rows, header->writer_slots);
+    if (!schema_at || header->segment_bytes != bytes || header->schema_bytes > bytes) return ERB_DAMAGED;
+    return schema_at > bytes - header->schema_bytes ? ERB_DAMAGED : ERB_OK;
+}
+
+int erb_open(void *base, int fd, uint64_t sequence_at, uint64_t flags_at, erb_table **out) {
+    erb_header *header = base;
+    erb_table *table = calloc(1, sizeof *table);
+    if (!table) return ERB_SYSTEM;
+    table->header = header;
+    table->capacity = header->capacity;
+    table->chunk_rows = header->chunk_rows;
+    table->writer_slots = header->writer_slots;
+    uint64_t schema_at = erb_schema_at(table->capacity, table->chunk_rows, table->writer_slots);
+    table->chunk_count = schema_at ? erb_chunks_for(table->capacity, table->chunk_rows) : 0;
+    uint64_t bytes = header->segment_bytes, sequence_bytes = table->capacity * sizeof(int64_t);
+    bool fits = schema_at && sequence_at % 8 == 0 && sequence_at >= schema_at && sequence_at <= bytes &&
+                sequence_bytes <= bytes - sequence_at && flags_at >= schema_at && flags_at <= bytes &&
+                table->capacity <= bytes - flags_at;
+    table->fd = fits ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
+    table->writers = table->fd >= 0 ? calloc(table->writer_slots, sizeof *table->writers) : NULL;
+    if (!table->writers) {
+        if (table->fd >= 0) close(table->fd);
+        free(table);
+        return fits ? ERB_SYSTEM : ERB_DAMAGED;
+    }
+    table->slots = (erb_slot *)((uint8_t *)base + HEADER_BYTES);
+    table->chunks = (erb_chunk *)((uint8_t *)base + schema_at) - table->chunk_count;
+    table->sequence = (const int64_t *)((uint8_t *)base + sequence_at);
+    table->flags = (_Atomic uint8_t *)((uint8_t *)base + flags_at);
+    while ((uint64_t)1 << table->stride_bits <= table->chunk_rows) table->stride_bits++;
+    table->forks = erb_fork_count();
+    table->pid_space = erb_pid_space();
+    pthread_mutex_init(&table->mutex, NULL);
+    *out = table;
+    return ERB_OK;
+}
+
+void erb_close(erb_table *table) {
+    if (table->forks == erb_fork_count())
+        for (uint32_t place = 0; place < table->writer_slots; place++) erb_forget(table, place);
+    pthread_mutex_destroy(&table->mutex);
+    close(table->fd);
+    free(table->writers);
+    free(table);
+}
+
+/* ---- one chunk ----------------------------------------------------------------------------------------------------- */
+
+static uint64_t stride(const erb_table *table) { return (uint64_t)1 << table->stride_bits; }
+
+static uint64_t rows_in(const erb_table *table, uint64_t chunk) {
+    uint64_t left = table->capacity - chunk * table->chunk_rows;
+    return left < table->chunk_rows ? left : table->chunk_rows;
+}
+
+/* Split a stamp into generation and rows, of which there can be no more than the chunk has. */
+static int split(const erb_table *table, uint64_t chunk, uint64_t stamp, uint64_t *generation, uint64_t *rows) {
+    *generation = stamp >> table->stride_bits;
+    *rows = stamp & (stride(table) - 1);
+    return *rows <= rows_in(table, chunk) ? ERB_OK : ERB_DAMAGED;
+}
+
+/* The chunk's lease is mine: begin a generation. Can be begun again after a death at any point. */
+static int begin_generation(erb_table *table, erb_writer *me, uint64_t chunk) {
+    erb_chunk *c = &table->chunks[chunk];
+    uint64_t committed = atomic_load_explicit(&c->committed, memory_order_relaxed), generation, rows;
+    if (split(table, chunk, committed, &generation, &rows)) return ERB_DAMAGED;
+    int64_t before = atomic_load_explicit(&c->of[generation & 1].rows_before, memory_order_relaxed);
+    if (rows) { /* else nobody committed anything in this one: take it over */
+        generation++;
+        atomic_store_explicit(&c->reserved, generation << table->stride_bits, memory_order_relaxed);
+        atomic_thread_fence(memory_order_release); /* `of` below replaces what belonged to rows that just ended */
+        atomic_store_explicit(&c->ended, committed, memory_order_relaxed);
+    }
+    erb_generation *of = &c->of[generation & 1];
+    int64_t previous = me->chunk >= 0 ? me->chunk : -1;
+    uint64_t previous_generation = 0;
+    if (previous >= 0) {
+        previous_generation = me->committed >> table->stride_bits;
+    }
+    atomic_store_explicit(&of->writer, me->number, memory_order_relaxed);
+    atomic_store_explicit(&of->previous_chunk, previous, memory_order_relaxed);
+    atomic_store_explicit(&of->previous_generation, previous_generation, memory_order_relaxed);
+    atomic_store_explicit(&of->rows_before, before + (int64_t)rows, memory_order_relaxed);
+    me->committed = generation << table->stride_bits;
+    atomic_store_explicit(&c->committed, me->committed, memory_order_release);
+    return ERB_OK;
+}
+
+static uint64_t lease_word(uint64_t old, uint64_t holder) { return ((old >> PLACE_BITS) + 1) << PLACE_BITS | holder; }
+
+static void release_lease(erb_table *table, int64_t chunk) {
+    _Atomic uint64_t *lease = &table->chunks[chunk].lease;
+    atomic_store_explicit(lease, lease_word(atomic_load_explicit(lease, memory_order_relaxed), 0), memory_order_release);
+}
+
+/* Find the chunk that was claimed longest ago and that nobody writes, and claim it. */
+static int claim(erb_table *table, uint32_t place) {
+    erb_writer *me = &table->writers[place];
+    uint64_t alive[ERB_MAX_WRITERS / 64] = {0}; /* places that were looked at in this claim */
+    int64_t found = -1;
+    for (uint64_t turn = 0; found < 0 && turn < 2 * table->chunk_count; turn++) {
+        uint64_t chunk = atomic_fetch_add_explicit(&table->header->hand, 1, memory_order_relaxed) % table->chunk_count;
+        _Atomic uint64_t *lease = &table->chunks[chunk].lease;
+        uint64_t seen = atomic_load_explicit(lease, memory_order_acquire), holder = seen & PLACE_MASK;
+        if (holder > table->writer_slots) return ERB_DAMAGED;
+        if (holder && !(alive[(holder - 1) / 64] >> (holder - 1) % 64 & 1)) {
+            if (erb_recover_place(table, (uint32_t)holder - 1)) holder = (seen = atomic_load_explicit(lease, memory_order_acquire)) & PLACE_MASK;
+            else alive[(holder - 1) / 64] |= (uint64_t)1 << (holder - 1) % 64;
+        }
+        if (!holder && atomic_compare_exchange_strong_explicit(lease, &seen, lease_word(seen, place + 1u), memory_order_acq_rel,
+                                                               memory_order_relaxed))
+            found = (int64_t)chunk;
+    }
+    if (found < 0) {
+        if (me->chunk < 0) return ERB_FULL;
+        found = me->chunk; /* all others are being written: go round in my own */
+    }
+    int status = begin_generation(table, me, (uint64_t)found);
+    if (status) {
+        if (found != me->chunk) release_lease(table, found);
+        return status;
+    }
+    if (found != me->chunk) me->behind = me->chunk;
+    me->chunk = found;
+    return ERB_OK;
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------------------- */
+
+int erb_reserve(erb_table *table, uint32_t place, uint64_t rows, int64_t *row, uint64_t *granted, int64_t *sequence) {
+    erb_writer *me = &table->writers[place];
+    uint64_t used = me->committed & (stride(table) - 1), room = 0;
+    if (table->forks != erb_fork_count()) return ERB_FORKED;
+    if (me->chunk >= 0) room = rows_in(table, (uint64_t)me->chunk) - used;
+    if (!room) {
+        pthread_mutex_lock(&table->mutex);
+        int status = claim(table, place);
+        pthread_mutex_unlock(&table->mutex);
+        if (status) return status;
+        used = 0;
+        room = rows_in(table, (uint64_t)me->chunk);
+    }
+    if (rows > room) rows = room;
+    if (me->sequences && rows > (uint64_t)me->sequences) rows = (uint64_t)me->sequences; /* an attempt that was broken off */
+    if (!me->sequences) {
+        me->sequence = atomic_fetch_add_explicit(&table->header->next_sequence, (int64_t)rows, memory_order_relaxed);
+        me->sequences = (int64_t)rows;
+    }
+    erb_chunk *c = &table->chunks[me->chunk];
+    uint64_t end = me->committed + rows;
+    if (end > atomic_load_explicit(&c->reserved, memory_order_relaxed)) atomic_store_explicit(&c->reserved, end, memory_order_relaxed);
+    atomic_thread_fence(memory_order_release); /* whoever sees a byte of the rows sees `reserved` */
+    me->open_rows = rows;
+    *row = me->chunk * (int64_t)table->chunk_rows + (int64_t)used;
+    *granted = rows;
+    *sequence = me->sequence;
+    return ERB_OK;
+}
+
+int erb_commit(erb_table *table, uint32_t place) {
+    erb_writer *me = &table->writers[place];
+    if (table->forks != erb_fork_count()) return ERB_FORKED;
+    if (!me->open_rows) return ERB_OK;
+    erb_chunk *c = &table->chunks[me->chunk];
+    me->committed += me->open_rows;
+    atomic_store_explicit(&c->committed, me->committed, memory_order_release);
+    me->last_row = me->chunk * (int64_t)table->chunk_rows + (int64_t)(me->committed & (stride(table) - 1)) - 1;
+    me->sequence += (int64_t)me->open_rows;
+    me->sequences -= (int64_t)me->open_rows;
+    me->open_rows = 0;
+    if (me->behind >= 0) release_lease(table, me->behind);
+    me->behind = -1;
+    return ERB_OK;
+}
+
+int erb_mark(erb_table *table, uint32_t place, uint8_t flags) {
+    const erb_writer *me = &table->writers[place];
+    if (table->forks != erb_fork_count()) return ERB_FORKED;
+    if (me->last_row >= 0) atomic_fetch_or_explicit(&table->flags[me->last_row], flags, memory_order_relaxed);
+    return ERB_OK;
+}
+
+/* Whether the rows of this generation end with one of this writer's, and where. */
+static bool last_row_of(const erb_table *table, uint64_t chunk, uint64_t stamp, int64_t writer, int64_t *row) {
+    uint64_t generation, rows;
+    if (split(table, chunk, stamp, &generation, &rows) || !rows) return false;
+    if (atomic_load_explicit(&table->chunks[chunk].of[generation & 1].writer, memory_order_relaxed) != writer) return false;
+    *row = (int64_t)(chunk * table->chunk_rows + rows - 1);
+    return stamp - 1 + stride(table) >= atomic_load_explicit(&table->chunks[chunk].reserved, memory_order_relaxed);
+}
+
+/* End the open episode of a writer that writes no more, and let its chunks go. They are the caller's alone meanwhile. */
+void erb_release_chunks(erb_table *table, uint32_t place) {
+    int64_t writer = atomic_load_explicit(&table->slots[place].writer, memory_order_relaxed), last = -1, row;
+    for (uint64_t chunk = 0; chunk < table->chunk_count; chunk++) {
+        erb_chunk *c = &table->chunks[chunk];
+        if ((atomic_load_explicit(&c->lease, memory_order_acquire) & PLACE_MASK) != place + 1u) continue;
+        uint64_t ends[2] = {atomic_load_explicit(&c->ended, memory_order_relaxed), atomic_load_explicit(&c->committed, memory_order_acquire)};
+        for (int i = 0; i < 2; i++)
+            if (last_row_of(table, chunk, ends[i], writer, &row) && (last < 0 || table->sequence[row] > table->sequence[last])) last = row;
+    }
+    if (last >= 0 && !(atomic_load_explicit(&table->flags[last], memory_order_relaxed) & ERB_LAST))
+        atomic_fetch_or_explicit(&table->flags[last], ERB_LAST | ERB_TRUNCATED, memory_order_relaxed);
+    for (uint64_t chunk = 0; chunk < table->chunk_count; chunk++)
+        if ((atomic_load_explicit(&table->chunks[chunk].lease, memory_order_relaxed) & PLACE_MASK) == place + 1u)
+            release_lease(table, (int64_t)chunk);
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------------------- */
+
+size_t erb_max_spans(const erb_table *table) { return 2 * table->chunk_count; }
+
+/* The rows of the generation that ends at stamp `end`, without those that `reserved` says are overwritten. Returns how many
+ * there are, or an erb_status. */
+static int64_t rows_left(const erb_table *table, uint64_t chunk, uint64_t end, uint64_t reserved, erb_span *span) {
+    uint64_t generation, rows, gone = 0, next;
+    if (split(table, chunk, end, &generation, &rows)) return ERB_DAMAGED;
+    next = (generation + 1) << table->stride_bits;
+    if (reserved > next) gone = reserved - next;
+    if (gone >= rows) return 0;
+    span->row = (int64_t)(chunk * table->chunk_rows + gone);
+    span->stamp = (int64_t)((generation << table->stride_bits) + gone);
+    span->end = (int64_t)(rows - gone); /* of itself, until the runs before are known */
+    return span->end;
+}
+
+/* The runs of one chunk: what is left of the generation before, and the present one. */
+static int runs_of(const erb_table *table, uint64_t chunk, erb_span *before, int64_t *rows_before, erb_span *now, int64_t *rows_now) {
+    const erb_chunk *c = &table->chunks[chunk];
+    uint64_t committed = atomic_load_explicit(&c->committed, memory_order_acquire);
+    uint64_t ended = atomic_load_explicit(&c->ended, memory_order_acquire);
+    uint64_t reserved = atomic_load_explicit(&c->reserved, memory_order_acquire);
+    bool is_older = ended >> table->stride_bits < committed >> table->stride_bits;
+    *rows_before = is_older ? rows_left(table, chunk, ended, reserved, before) : 0;
+    *rows_now = rows_left(table, chunk, committed, reserved, now);
+    return *rows_before < 0 || *rows_now < 0 ? ERB_DAMAGED : ERB_OK;
+}
+
+/* Each value proves by itself that rows were committed once; whether they still stand is asked after they were copied. */
+int erb_snapshot(const erb_table *table, erb_span *spans, size_t *count) {
+    uint64_t hand = atomic_load_explicit(&table->header->hand, memory_order_relaxed);
+    size_t older = 0, newer = table->chunk_count; /* filled from the front and from the middle, then joined */
+    for (uint64_t i = 0; i < table->chunk_count; i++) {
+        int64_t rows_before, rows_now;
+        if (runs_of(table, (hand + i) % table->chunk_count, &spans[older], &rows_before, &spans[newer], &rows_now)) return ERB_DAMAGED;
+        older += rows_before > 0;
+        newer += rows_now > 0;
+    }
+    memmove(&spans[older], &spans[table->chunk_count], (newer - table->chunk_count) * sizeof *spans);
+    *count = older + newer - table->chunk_count;
+    for (size_t i = 1; i < *count; i++) spans[i].end += spans[i - 1].end;
+    return ERB_OK;
+}
+
+int erb_resolve(const erb_span *spans, size_t count, const int64_t *positions, size_t n,
+                int64_t *rows, int64_t *stamps) {
+    int64_t total = count ? spans[count - 1].end : 0;
+    for (size_t i = 0; i < n; i++) {
+        int64_t position = positions[i];
+        if (position < 0 || position >= total) return ERB_DAMAGED;
+        size_t low = 0, high = count - 1;
+        while (low < high) {
+            size_t middle = (low + high) / 2;
+            if (spans[middle].end <= position) low = middle + 1;
+            else high = middle;
+        }
+        int64_t offset = position - (low ? spans[low - 1].end : 0);
+        rows[i] = spans[low].row + offset;
+        stamps[i] = spans[low].stamp + offset;
+    }
+    return ERB_OK;
+}
+
+int erb_intact(const erb_table *table, const int64_t *rows, const int64_t *stamps, size_t n, uint8_t *out, size_t *lost) {
+    atomic_thread_fence(memory_order_acquire); /* the rows were read before; if they were new, so is `reserved` */
+    *lost = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (rows[i] < 0 || (uint64_t)rows[i] >= table->capacity) return ERB_DAMAGED;
+        const erb_chunk *c = &table->chunks[(uint64_t)rows[i] / table->chunk_rows];
+        out[i] = atomic_load_explicit(&c->reserved, memory_order_relaxed) <= (uint64_t)stamps[i] + stride(table);
+        *lost += !out[i];
+    }
+    return ERB_OK;
+}
+
+int erb_previous(const erb_table *table, int64_t row, int64_t stamp, int64_t *chunk, int64_t *generation) {
+    if (row < 0 || (uint64_t)row >= table->capacity) return ERB_DAMAGED;
+    const erb_generation *of = &table->chunks[(uint64_t)row / table->chunk_rows].of[((uint64_t)stamp >> table->stride_bits) & 1];
+    *chunk = atomic_load_explicit(&of->previous_chunk, memory_order_relaxed);
+    *generation = (int64_t)atomic_load_explicit(&of->previous_generation, memory_order_relaxed);
+    return *chunk >= -1 && *chunk < (int64_t)table->chunk_count ? ERB_OK : ERB_DAMAGED;
+}
+
+static int64_t last_sequence(const erb_table *table, const erb_span *run, int64_t rows) {
+    return rows > 0 ? table->sequence[run->row + rows - 1] : -1;
+}
+
+static int count_chunk(const erb_table *table, uint64_t chunk, erb_counts *out) {
+    const erb_chunk *c = &table->chunks[chunk];
+    uint64_t generation, rows, again;
+    int64_t before, rows_before, rows_now;
+    erb_span older, newer;
+    do { /* until the generation stood still meanwhile */
+        if (split(table, chunk, atomic_load_explicit(&c->committed, memory_order_acquire), &generation, &rows)) return ERB_DAMAGED;
+        before = atomic_load_explicit(&c->of[generation & 1].rows_before, memory_order_relaxed);
+        atomic_thread_fence(memory_order_acquire);
+        again = atomic_load_explicit(&c->committed, memory_order_relaxed);
+    } while (again >> table->stride_bits != generation);
+    if (runs_of(table, chunk, &older, &rows_before, &newer, &rows_now)) return ERB_DAMAGED;
+    int64_t newest = last_sequence(table, &newer, rows_now), old = last_sequence(table, &older, rows_before);
+    if (old > newest) newest = old;
+    if (newest > out->newest) out->newest = newest;
+    out->inserted += before + (int64_t)rows;
+    out->held += rows_before + rows_now;
+    return ERB_OK;
+}
+
+int erb_count(const erb_table *table, erb_counts *out) {
+    memset(out, 0, sizeof *out);
+    out->newest = -1;
+    for (uint64_t chunk = 0; chunk < table->chunk_count; chunk++)
+        if (count_chunk(table, chunk, out)) return ERB_DAMAGED;
+    for (uint64_t place = 0; place < table->writer_slots; place++)
+        out->writers += atomic_load_explicit(&table->slots[place].writer, memory_order_relaxed) != 0;
+    out->sampled = atomic_load_explicit(&table->header->sampled, memory_order_relaxed);
+    out->redrawn = atomic_load_explicit(&table->header->redrawn, memory_order_relaxed);
+    return ERB_OK;
+}
+
+void erb_tally(erb_table *table, int64_t sampled, int64_t redrawn) {
+    atomic_fetch_add_explicit(&table->header->sampled, sampled, memory_order_relaxed);
+    if (redrawn) atomic_fetch_add_explicit(&table->header->redrawn, redrawn, memory_order_relaxed);
+}
