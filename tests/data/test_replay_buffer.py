@@ -534,6 +534,12 @@ def test_a_closed_buffer_says_so_and_its_views_live_on() -> None:
 
 
 def test_a_forked_child_reads_and_is_refused_when_it_writes() -> None:
+    """In a program of its own, since this one has threads."""
+    code = "from tests.data.test_replay_buffer import fork_a_child_that_reads_and_writes as run; run()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def fork_a_child_that_reads_and_writes() -> None:
     buffer = make(count=5)
     read_end, write_end = os.pipe()
     pid = os.fork()
