@@ -88,7 +88,7 @@ def rows() -> Extension:
 
 def warn(reason: object) -> None:
     """Tell, once and readably, that the installation goes on without the C core."""
-    text = f"edgeml_ipc: installing WITHOUT the C core ({reason}): `auto` addresses will use tcp, a replay buffer stays in one process"
+    text = f"edgeml_ipc: installing WITHOUT the C core ({reason}): `auto` will be tcp, and a replay buffer stays in one process"
     print(f"\n{'*' * 100}\nWARNING {text}\n{'*' * 100}\n", file=sys.stderr, flush=True)
 
 
