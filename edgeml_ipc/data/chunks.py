@@ -96,6 +96,12 @@ def native() -> ModuleType | None:
     return _rows
 
 
+def snapshot(table: RowTable) -> tuple[Ints, int]:
+    """Return the runs of whole rows (see `RowTable.snapshot`), and how many those are."""
+    spans = np.empty((table.max_spans(), 3), np.int64)
+    return spans, table.snapshot(spans)
+
+
 class LocalTable:
     """The rows of a buffer in this process's memory; see `RowTable`."""
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 try:
-    from edgeml_ipc.data import _kernels
+    import edgeml_ipc.data._kernels as _kernels
 except ImportError:  # not built: no C compiler, or not Linux
     _kernels = None  # type: ignore[assignment]
 

@@ -16,7 +16,7 @@ from edgeml_ipc.data.gather import Array, Rows
 from edgeml_ipc.errors import BufferEmpty
 
 try:
-    from edgeml_ipc.data import _kernels
+    import edgeml_ipc.data._kernels as _kernels
 except ImportError:  # not built: no C compiler, or not Linux
     _kernels = None  # type: ignore[assignment]
 

@@ -11,16 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeml_ipc.data import segment as segments
+from edgeml_ipc.data.batches import ATTEMPTS, Batches
+from edgeml_ipc.data.chunks import snapshot
 from edgeml_ipc.data.columns import Array, DataShape, gather
 from edgeml_ipc.data.data_store import DataStoreBase, check_read
+from edgeml_ipc.data.prefetch import Prefetcher, prefetch
 from edgeml_ipc.data.storage import Storage
 from edgeml_ipc.data.transitions import UNKNOWN_VERSION, transition_shapes
 from edgeml_ipc.data.writer import Writer
-from edgeml_ipc.errors import BufferEmpty, EdgeMLError, SegmentError
+from edgeml_ipc.errors import EdgeMLError, SegmentError
 
 _CHUNKS_AT_LEAST: Final = 128  # where the capacity allows it, so that several writers find room and eviction is fine-grained
 _CHUNK_ROWS_AT_MOST: Final = 4096
-_ATTEMPTS: Final = 1000
 
 
 class ReplayBuffer(DataStoreBase):
@@ -113,8 +115,8 @@ class ReplayBuffer(DataStoreBase):
         self._storage = storage
         self._table = storage.table
         self._lock = Lock()  # inserts of this process, and reads that are to be one step with them
-        self._rng = np.random.default_rng(seed)
-        self._rng_lock = Lock()
+        self._batches = Batches(storage, seed)
+        self._writer_lock = Lock()
         self._default_writer: Writer | None = None
         self._about_names = list(storage.about.shapes)
         self._leaves = [*storage.columns.leaves(), *storage.about.leaves()]
@@ -158,7 +160,7 @@ class ReplayBuffer(DataStoreBase):
             self._default_writer.end_trajectory()
 
     def _own_writer(self) -> Writer:
-        with self._rng_lock:
+        with self._writer_lock:
             if self._default_writer is None:
                 self._default_writer = self.writer()
             return self._default_writer
@@ -176,54 +178,21 @@ class ReplayBuffer(DataStoreBase):
         Raises:
             BufferEmpty: nothing was inserted yet. ValueError: `batch_size` is below 1.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
-        leaves = self._leaves if about else self._leaves[: self._data_leaves]
-        rows, stamps = self._draw(batch_size)
-        batch = gather(leaves, rows)
-        redrawn = self._redraw(leaves, batch, rows, stamps)
-        self._table.tally(batch_size, redrawn)
-        tree = self._storage.columns.tree(batch[: self._data_leaves])
-        if about:
-            tree["about"] = self._storage.about.tree(batch[self._data_leaves :])
-        return tree
+        return self._batches.sample(batch_size, about)
 
-    def _redraw(self, leaves: list[Array], batch: list[Array], rows: Array, stamps: Array) -> int:
-        """Replace the copies of rows that were overwritten meanwhile, until there are none; return how many those were."""
-        redrawn = 0
-        whole = np.empty(len(rows), np.bool_)
-        for _ in range(_ATTEMPTS):
-            lost = self._table.intact(rows, stamps, whole)
-            if lost == 0:
-                return redrawn
-            redrawn += lost
-            places = np.flatnonzero(~whole)
-            rows[places], stamps[places] = self._draw(lost)
-            for array, copy in zip(batch, gather(leaves, rows[places]), strict=True):
-                array[places] = copy
-        raise EdgeMLError(
-            f"rows of the sample were overwritten while they were copied, {_ATTEMPTS} times over: writers go round the "
-            f"{self.capacity} rows faster than they can be read; make the capacity larger"
-        )
+    def prefetch(self, batch_size: int, size: int = 2, device: Any = None) -> Prefetcher:
+        """Sample ahead of a JAX learner: a thread keeps batches ready on its device.
 
-    def _draw(self, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return rows, and the stamps by which to tell later whether they were overwritten."""
-        for _ in range(_ATTEMPTS):
-            spans, used = self._snapshot()
-            if used:
-                with self._rng_lock:
-                    # By age, so that the batch depends on what was inserted and not on where it lies.
-                    positions = self._rng.integers(0, spans[used - 1, 0], size=count)
-                rows, stamps = np.empty(count, np.int64), np.empty(count, np.int64)
-                self._table.resolve(spans, used, positions, rows, stamps)
-                return rows, stamps
-            if self._table.counts()[0] == 0:
-                raise BufferEmpty(f"cannot sample {count} rows: nothing was inserted yet (capacity {self.capacity} rows)")
-        raise BufferEmpty(f"cannot sample {count} rows: each time, the only row of {self.capacity} was being overwritten")
-
-    def _snapshot(self) -> tuple[npt.NDArray[np.int64], int]:
-        spans = np.empty((self._table.max_spans(), 3), np.int64)
-        return spans, self._table.snapshot(spans)
+        Args:
+            batch_size: rows in each.
+            size: batches that are kept ready.
+            device: a JAX device or sharding; None: JAX's default.
+        Returns:
+            An iterator over trees of JAX arrays, which never change. Close it before the buffer, or use it in a `with` block.
+        Raises:
+            ImportError: there is no jax. ValueError: `batch_size` or `size` is below 1. The iterator raises what `sample` does.
+        """
+        return prefetch(self.sample, batch_size, size, device)
 
     # ---- reading in order
 
@@ -263,20 +232,20 @@ class ReplayBuffer(DataStoreBase):
         """
         check_read(from_id, limit)
         with self._lock:
-            for _ in range(_ATTEMPTS):
+            for _ in range(ATTEMPTS):
                 rows, stamps = self._rows_since(from_id, limit)
                 sequences = self._storage.about.arrays["sequence"][rows]
                 batch = gather(self._leaves, rows[: None if limit is None else limit])
                 if self._table.intact(rows, stamps, np.empty(len(rows), np.bool_)) == 0:
                     break
             else:
-                raise EdgeMLError(f"rows after {from_id} were overwritten in each of {_ATTEMPTS} attempts to read them")
+                raise EdgeMLError(f"rows after {from_id} were overwritten in each of {ATTEMPTS} attempts to read them")
         first_id = int(sequences[0]) if len(sequences) else from_id + 1
         return first_id, self._items(batch), first_id - from_id - 1
 
     def _rows_since(self, from_id: int, limit: int | None) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the rows after `from_id` with ids that rise by one: some more than `limit`, and at least one, if there are."""
-        spans, used = self._snapshot()
+        spans, used = snapshot(self._table)
         sequence = self._storage.about.arrays["sequence"]
         counts = np.diff(spans[:used, 0], prepend=0)
         newer = np.flatnonzero(sequence[spans[:used, 1] + counts - 1] > from_id)
@@ -362,6 +331,7 @@ class ReplayBuffer(DataStoreBase):
     def close(self) -> None:
         """End the open episodes of this process as truncated and let go of the memory; a name stays. Idempotent."""
         with self._lock:
+            self._batches.close()
             self._storage.close()
 
     def unlink(self) -> None:

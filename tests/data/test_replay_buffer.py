@@ -643,3 +643,54 @@ def test_descriptors_are_closed() -> None:
         make(count=2).close()
         make(count=2)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_batches_that_are_held_never_change() -> None:
+    buffer = make(capacity=16, count=16, seed=3)
+    held = [buffer.sample(32) for _ in range(20)]
+    before = [{key: value.copy() for key, value in batch.items()} for batch in held]
+    for turn in range(1, 20):
+        buffer.batch_insert([transition(16 * turn + value) for value in range(16)])
+        buffer.sample(32)
+    buffer.close()
+    for batch, copies in zip(held, before, strict=True):
+        for key, value in batch.items():
+            np.testing.assert_array_equal(value, copies[key])
+            value[...] = 1  # it is the holder's own
+
+
+def test_the_memory_of_a_batch_that_nobody_holds_is_used_again() -> None:
+    buffer = make(count=8)
+    for _ in range(50):
+        buffer.sample(32)
+    assert buffer._batches.stats()["blocks_allocated"] <= 2
+
+
+def test_sampling_after_close_is_an_error() -> None:
+    buffer = make(count=8)
+    buffer.close()
+    buffer.close()
+    with pytest.raises(ConnectionClosed, match="closed on this side"):
+        buffer.sample(4)
+
+
+def test_prefetched_batches_that_are_held_never_change() -> None:
+    buffer = make(capacity=16, count=16, seed=3)
+    with buffer.prefetch(32, size=3) as batches:
+        held, before = [], []
+        for turn in range(1, 40):
+            batch = next(batches)
+            held.append(batch)
+            before.append({key: np.array(value, copy=True) for key, value in batch.items()})
+            buffer.batch_insert([transition(16 * turn + value) for value in range(16)])
+    buffer.close()
+    assert len({float(copies["rewards"].max()) for copies in before}) > 10  # of many rounds of the ring
+    for batch, copies in zip(held, before, strict=True):
+        for key, value in batch.items():
+            np.testing.assert_array_equal(value, copies[key])
+        np.testing.assert_array_equal(batch["observations"][:, 0], batch["rewards"])
+
+
+def test_prefetching_an_empty_buffer_is_an_error_of_the_iterator() -> None:
+    with make().prefetch(4) as batches, pytest.raises(BufferEmpty, match="nothing was inserted yet"):
+        next(batches)
