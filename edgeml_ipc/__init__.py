@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from edgeml_ipc.data.data_store import DataStoreBase as DataStoreBase
     from edgeml_ipc.data.data_store import QueuedDataStore as QueuedDataStore
     from edgeml_ipc.data.replay_buffer import ReplayBuffer as ReplayBuffer
+    from edgeml_ipc.data.sampler import FutureSampler as FutureSampler
+    from edgeml_ipc.data.sampler import LatestSampler as LatestSampler
+    from edgeml_ipc.data.sampler import PrioritySampler as PrioritySampler
+    from edgeml_ipc.data.sampler import Sampler as Sampler
+    from edgeml_ipc.data.sampler import SequenceSampler as SequenceSampler
     from edgeml_ipc.errors import AddressInUse as AddressInUse
     from edgeml_ipc.errors import AuthenticationError as AuthenticationError
     from edgeml_ipc.errors import BufferEmpty as BufferEmpty
@@ -47,6 +52,7 @@ _CONTENTS = {
     "action": "ActionClient ActionConfig ActionServer",
     "data.data_store": "DataStoreBase QueuedDataStore",
     "data.replay_buffer": "ReplayBuffer",
+    "data.sampler": "FutureSampler LatestSampler PrioritySampler Sampler SequenceSampler",
     "errors": (
         "AddressInUse AuthenticationError BufferEmpty BufferFull CodecError ConfigMismatch ConnectionClosed "
         "ConnectionRefused EdgeMLError IncompatiblePeer MessageTooLarge PeerDied RateLimited RemoteError "

@@ -34,7 +34,7 @@ class Batches:
         self._rng = np.random.default_rng(seed)
         self._rng_lock = Lock()
 
-    def sample(self, batch_size: int, about: bool) -> dict[str, Any]:
+    def sample(self, batch_size: int, *, about: bool = False) -> dict[str, Any]:
         """Copy `batch_size` rows, drawn with replacement; see `ReplayBuffer.sample`."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")

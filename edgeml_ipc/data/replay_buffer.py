@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
 from types import TracebackType
-from typing import Any, Final
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Final, overload
 
 from edgeml_ipc.data import segment as segments
-from edgeml_ipc.data.batches import ATTEMPTS, Batches
-from edgeml_ipc.data.chunks import snapshot
-from edgeml_ipc.data.columns import Array, DataShape, gather
+from edgeml_ipc.data.batches import Batches
+from edgeml_ipc.data.columns import DataShape
 from edgeml_ipc.data.data_store import DataStoreBase, check_read
+from edgeml_ipc.data.history import History
 from edgeml_ipc.data.prefetch import Prefetcher, prefetch
+from edgeml_ipc.data.sampler import Sampler
 from edgeml_ipc.data.storage import Storage
-from edgeml_ipc.data.transitions import UNKNOWN_VERSION, transition_shapes
+from edgeml_ipc.data.transitions import transition_shapes
+from edgeml_ipc.data.windows import Transform, Windows, check_min_length
 from edgeml_ipc.data.writer import Writer
-from edgeml_ipc.errors import EdgeMLError, SegmentError
+from edgeml_ipc.errors import SegmentError
 
 _CHUNKS_AT_LEAST: Final = 128  # where the capacity allows it, so that several writers find room and eviction is fine-grained
 _CHUNK_ROWS_AT_MOST: Final = 4096
@@ -44,6 +43,7 @@ class ReplayBuffer(DataStoreBase):
 
     Example:
         >>> import gymnasium
+        >>> import numpy as np
         >>> box = gymnasium.spaces.Box(-1, 1, (3,))
         >>> buffer = ReplayBuffer(box, gymnasium.spaces.Discrete(2), capacity=100, seed=0)
         >>> seen, then = np.zeros(3), np.ones(3)
@@ -64,6 +64,7 @@ class ReplayBuffer(DataStoreBase):
         chunk_rows: int | None = None,
         max_writers: int = 64,
         reattach: bool = False,
+        min_trajectory_length: int = 1,
     ) -> None:
         """Reserve the memory; nothing is stored yet.
 
@@ -78,8 +79,9 @@ class ReplayBuffer(DataStoreBase):
             max_writers: that may write at the same time.
             reattach: if there is a buffer of that name, of the same fields, capacity and chunk_rows, use it with all its
                 rows, as a learner does that is started again.
+            min_trajectory_length: episodes of which fewer steps are held are left out by `sample(name, ...)`.
         Raises:
-            TypeError: a space that has no fixed shape. ValueError: a capacity below 1, or two fields of one name.
+            TypeError: a space that has no fixed shape. ValueError: a number below 1, or two fields of one name.
             SegmentError: memory is short (then nothing was written), the name is taken, or the buffer of that name is another.
         """
         super().__init__(capacity)
@@ -90,37 +92,38 @@ class ReplayBuffer(DataStoreBase):
             raise ValueError(f"chunk_rows must be from 1 to the capacity, {capacity}, got {chunk_rows}")
         if max_writers < 1:
             raise ValueError(f"max_writers must be at least 1, got {max_writers}")
+        check_min_length(min_trajectory_length)
         storage = None
         if reattach:
             storage = _found(name, shapes, capacity, chunk_rows)
-        self._begin(storage or Storage.create(shapes, capacity, chunk_rows, max_writers, name), seed)
+        self._begin(storage or Storage.create(shapes, capacity, chunk_rows, max_writers, name), seed, min_trajectory_length)
 
     @classmethod
-    def attach(cls, name: str | int, *, seed: int | None = None) -> ReplayBuffer:
+    def attach(cls, name: str | int, *, seed: int | None = None, min_trajectory_length: int = 1) -> ReplayBuffer:
         """Use a buffer that another process made.
 
         Args:
             name: its name, or a file descriptor of it that this process inherited or was sent (which stays the caller's).
-            seed: of the sampling in this process.
+            seed, min_trajectory_length: of the sampling in this process.
         Raises:
             SegmentError: there is none, it is not ready yet, or it is damaged, foreign or of another version.
         """
+        check_min_length(min_trajectory_length)
         storage = Storage.attach(name)
         buffer = cls.__new__(cls)
         DataStoreBase.__init__(buffer, storage.capacity)
-        buffer._begin(storage, seed)
+        buffer._begin(storage, seed, min_trajectory_length)
         return buffer
 
-    def _begin(self, storage: Storage, seed: int | None) -> None:
+    def _begin(self, storage: Storage, seed: int | None, min_trajectory_length: int) -> None:
         self._storage = storage
         self._table = storage.table
         self._lock = Lock()  # inserts of this process, and reads that are to be one step with them
         self._batches = Batches(storage, seed)
+        self._windows = Windows(storage, seed, min_trajectory_length)
         self._writer_lock = Lock()
         self._default_writer: Writer | None = None
-        self._about_names = list(storage.about.shapes)
-        self._leaves = [*storage.columns.leaves(), *storage.about.leaves()]
-        self._data_leaves = len(storage.columns.shapes)
+        self._history = History(storage)
 
     # ---- writing
 
@@ -167,18 +170,51 @@ class ReplayBuffer(DataStoreBase):
 
     # ---- sampling
 
-    def sample(self, batch_size: int, *, about: bool = False) -> dict[str, Any]:
-        """Draw rows uniformly, with replacement.
+    @overload
+    def sample(self, batch_size: int, *, about: bool = False) -> dict[str, Any]: ...
+    @overload
+    def sample(self, name: str, batch_size: int, force_indices: Any = None) -> tuple[dict[str, Any], dict[str, Any]]: ...
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw rows uniformly, with replacement; or what a sample config says.
 
         Args:
+            batch_size: rows, or elements of the batch.
             about: add the key `about`: a dict of each row's `sequence` number, `position` in its episode, `writer`,
                 `policy_version` (-1: not given) and `flags` (1 first, 2 last, 4 terminal, 8 truncated).
+            name: of a config that was registered; then the result is (data, mask).
+            force_indices: `(batch_size,)` rows of `columns` to be the anchors, instead of drawing them.
         Returns:
-            A nested dict of arrays `(batch_size, *shape)`: copies that belong to the caller.
+            A nested dict of arrays `(batch_size, *shape)`: copies that belong to the caller. With a config: a dict with an
+            array, or nested dict of arrays, for each field, `(batch_size, *shape)` or `(batch_size, time, *shape)`; and for
+            each field its mask, `(batch_size,)` or `(batch_size, time)`, False where the episode has no
+            such step: there are zeros.
         Raises:
-            BufferEmpty: nothing was inserted yet. ValueError: `batch_size` is below 1.
+            BufferEmpty: nothing was inserted yet, or no window fits. ValueError: `batch_size` is below 1, there is no such
+                config, or no such row.
         """
-        return self._batches.sample(batch_size, about)
+        by_name = "name" in kwargs or bool(args and isinstance(args[0], str))
+        return self._windows.sample(*args, **kwargs) if by_name else self._batches.sample(*args, **kwargs)
+
+    def register_sample_config(
+        self,
+        name: str,
+        samplers: Mapping[str, Sampler],
+        sample_range: tuple[int, int] = (0, 1),
+        transform: Transform | None = None,
+    ) -> None:
+        """Say what `sample(name, ...)` returns, in this process; a config of that name is replaced.
+
+        An anchor is a row drawn uniformly from all whose window is held and lies in one episode, last steps included.
+
+        Args:
+            samplers: for each field of the batch the sampler that takes it, relative to the anchor, from the stored field
+                `source`, or of the same name; a name such as "observations" stands for all that is within it.
+            sample_range: the window [begin, end) around the anchor, in steps, that must be there, as must the anchor.
+            transform: called with (data, mask), which are its own; what it returns is returned.
+        Raises:
+            ValueError: an empty range, no samplers, an unknown field, or a `PrioritySampler`.
+        """
+        self._windows.register(name, samplers, sample_range, transform)
 
     def prefetch(self, batch_size: int, size: int = 2, device: Any = None) -> Prefetcher:
         """Sample ahead of a JAX learner: a thread keeps batches ready on its device.
@@ -232,59 +268,7 @@ class ReplayBuffer(DataStoreBase):
         """
         check_read(from_id, limit)
         with self._lock:
-            for _ in range(ATTEMPTS):
-                rows, stamps = self._rows_since(from_id, limit)
-                sequences = self._storage.about.arrays["sequence"][rows]
-                batch = gather(self._leaves, rows[: None if limit is None else limit])
-                if self._table.intact(rows, stamps, np.empty(len(rows), np.bool_)) == 0:
-                    break
-            else:
-                raise EdgeMLError(f"rows after {from_id} were overwritten in each of {ATTEMPTS} attempts to read them")
-        first_id = int(sequences[0]) if len(sequences) else from_id + 1
-        return first_id, self._items(batch), first_id - from_id - 1
-
-    def _rows_since(self, from_id: int, limit: int | None) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the rows after `from_id` with ids that rise by one: some more than `limit`, and at least one, if there are."""
-        spans, used = snapshot(self._table)
-        sequence = self._storage.about.arrays["sequence"]
-        counts = np.diff(spans[:used, 0], prepend=0)
-        newer = np.flatnonzero(sequence[spans[:used, 1] + counts - 1] > from_id)
-        firsts = sequence[spans[newer, 1]]
-        ids: list[Array] = [np.empty(0, np.int64)]
-        rows: list[Array] = [np.empty(0, np.int64)]
-        stamps: list[Array] = [np.empty(0, np.int64)]
-        found, highest = 0, -1
-        for first, span in sorted(zip(firsts.tolist(), newer.tolist(), strict=True)):
-            if limit is not None and found >= max(1, limit) and first > highest:
-                break
-            offsets = np.arange(counts[span])
-            here = sequence[spans[span, 1] + offsets]
-            offsets = offsets[here > from_id]
-            ids.append(here[here > from_id])
-            rows.append(spans[span, 1] + offsets)
-            stamps.append(spans[span, 2] + offsets)
-            found += len(offsets)
-            highest = max(highest, int(here[-1]))
-        all_ids = np.concatenate(ids)
-        order = np.argsort(all_ids, kind="stable")
-        if limit is not None:
-            order = order[: max(1, limit)]
-        if len(order):
-            gaps = np.flatnonzero(np.diff(all_ids[order]) != 1)
-            order = order[: gaps[0] + 1] if len(gaps) else order
-        return np.concatenate(rows)[order], np.concatenate(stamps)[order]
-
-    def _items(self, batch: list[Array]) -> list[dict[str, Any]]:
-        """Return one nested dict for each row of a batch of all leaves."""
-        data = batch[: self._data_leaves]
-        versions = batch[self._data_leaves + self._about_names.index("policy_version")]
-        items = []
-        for i, version in enumerate(versions.tolist()):
-            item = self._storage.columns.tree(leaf[i] for leaf in data)
-            if version != UNKNOWN_VERSION:
-                item["policy_version"] = version
-            items.append(item)
-        return items
+            return self._history.read_since(from_id, limit)
 
     def __len__(self) -> int:
         """Return how many rows are held now."""
@@ -332,6 +316,7 @@ class ReplayBuffer(DataStoreBase):
         """End the open episodes of this process as truncated and let go of the memory; a name stays. Idempotent."""
         with self._lock:
             self._batches.close()
+            self._windows.close()
             self._storage.close()
 
     def unlink(self) -> None:

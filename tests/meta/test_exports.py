@@ -11,7 +11,17 @@ PUBLIC = {
     "edgeml_ipc.action": ["ActionClient", "ActionConfig", "ActionServer"],
     "edgeml_ipc.inference": ["InferenceClient", "InferenceServer"],
     "edgeml_ipc.trainer": ["TrainerClient", "TrainerConfig", "TrainerServer", "TrainerTunnel"],
-    "edgeml_ipc.data": ["DataStoreBase", "QueuedDataStore", "ReplayBuffer"],
+    "edgeml_ipc.data": [
+        "DataStoreBase",
+        "FutureSampler",
+        "LatestSampler",
+        "PrioritySampler",
+        "QueuedDataStore",
+        "ReplayBuffer",
+        "Sampler",
+        "SequenceSampler",
+    ],
+    "edgeml_ipc.data.sampler": ["FutureSampler", "LatestSampler", "PrioritySampler", "Sampler", "SequenceSampler"],
     "edgeml_ipc.data.data_store": ["DataStoreBase", "QueuedDataStore"],
     "edgeml_ipc.errors": [
         "AddressInUse",

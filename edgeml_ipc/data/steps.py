@@ -1,0 +1,197 @@
+"""Steps: the episodes of a shared buffer, followed through chunks that lie anywhere.
+
+A writer fills one chunk after the other, and each chunk knows which one its writer filled before. So the runs of a snapshot
+make chains; along a chain each row has a *rank*, and a chain's ranks are the order in which its writer wrote.
+
+    chunk       7          2          5           |  4          9
+    writer      A          A          A           |  B          B
+    rank        0 .. 7     8 .. 15    16 .. 20    |  21 .. 28   29 .. 31
+    position    3 4 5 0 1 2 3 ...                 |  a row and the k-th after it are of one episode if position rises by k
+
+Rows may be overwritten while this is read. What was read of a row that still stands afterwards was right; who samples asks that
+of every row it uses, and compares its `order` with the one that was drawn by.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeml_ipc.data.chunks import Ints, snapshot
+from edgeml_ipc.data.gather import Rows
+from edgeml_ipc.data.storage import Storage
+from edgeml_ipc.errors import BufferEmpty
+
+_NONE: Final = -1
+
+
+class Links(NamedTuple):
+    """What is known of two generations of each chunk, by 2 * chunk + generation % 2; -1: nothing."""
+
+    generation: Ints
+    previous_chunk: Ints
+    previous_generation: Ints
+
+
+class ChunkMap:
+    """Remembers which chunk comes before which, since that never changes once a generation has begun.
+
+    Threads and processes: any thread may call.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        """Begin knowing nothing."""
+        self.storage = storage
+        self.chunks = -(-storage.capacity // storage.chunk_rows)
+        self.stride_bits = storage.chunk_rows.bit_length()
+        self._known = Links(*(np.full(2 * self.chunks, _NONE, np.int64) for _ in range(3)))
+        self._lock = Lock()
+
+    def steps(self) -> ChunkSteps:
+        """Look at the rows that are held now."""
+        spans, used = snapshot(self.storage.table)
+        return ChunkSteps(self, spans[:used])
+
+    def before(self, rows: Ints, stamps: Ints, counts: Ints) -> tuple[Ints, Ints]:
+        """Return, for each run, the chunk that its writer filled before, -1 for none, and that one's generation."""
+        table, known = self.storage.table, self._known
+        generations = stamps >> self.stride_bits
+        keys = 2 * (rows // self.storage.chunk_rows) + (generations & 1)
+        with self._lock:
+            new = np.flatnonzero(known.generation[keys] != generations)
+            for run in new.tolist():
+                key = keys[run]
+                known.previous_chunk[key], known.previous_generation[key] = table.previous(int(rows[run]), int(stamps[run]))
+            if len(new):
+                # A link is true if it was read before the generation after the next began: while the last row stands.
+                whole = np.empty(len(new), np.bool_)
+                ends = counts[new] - 1
+                table.intact(rows[new] + ends, stamps[new] + ends, whole)
+                known.previous_chunk[keys[new[~whole]]] = _NONE
+                known.generation[keys[new]] = np.where(whole, generations[new], _NONE)
+            return known.previous_chunk[keys], known.previous_generation[keys]
+
+
+class ChunkSteps:
+    """`draws.Steps` of the rows that a storage held at one moment.
+
+    Threads and processes: one thread's. Takes no lock; rows can be overwritten at any time.
+
+    Attributes:
+        total: how many rows are held.
+    """
+
+    def __init__(self, chunk_map: ChunkMap, spans: Ints) -> None:
+        """Join the runs `(end, row, stamp)` of a snapshot to chains."""
+        about = chunk_map.storage.about.arrays
+        self._position, sequence, writer = about["position"], about["sequence"], about["writer"]
+        self._table, self._spans = chunk_map.storage.table, spans
+        self._chunk_rows, self._capacity = chunk_map.storage.chunk_rows, chunk_map.storage.capacity
+        ends, self._row, self._stamp = (np.ascontiguousarray(column) for column in spans.T)
+        self._count = np.diff(ends, prepend=0)
+        self.total = int(ends[-1]) if len(ends) else 0
+        chunk, generation = self._row // self._chunk_rows, self._stamp >> chunk_map.stride_bits
+        self._newer, self._older = (np.full(chunk_map.chunks, _NONE, np.int64) for _ in range(2))
+        self._runs_by_chunk(chunk)
+        # A writer's runs in the order in which it wrote them; those that follow on from one another are joined.
+        self._order = np.lexsort((sequence[self._row], writer[self._row]))
+        before_chunk, before_generation = chunk_map.before(self._row, self._stamp, self._count)
+        first, second = self._order[:-1], self._order[1:]
+        full = (self._row[first] + self._count[first]) == np.minimum((chunk[first] + 1) * self._chunk_rows, self._capacity)
+        whole_begin = self._row[second] == chunk[second] * self._chunk_rows
+        linked = (before_chunk[second] == chunk[first]) & (before_generation[second] == generation[first])
+        joined = linked & full & whole_begin
+        counts = self._count[self._order]
+        self._ordered_ends = np.cumsum(counts)
+        begins = self._ordered_ends - counts
+        runs = len(self._order)
+        self._base, self._chain_begin, self._chain_end = (np.empty(runs, np.int64) for _ in range(3))
+        self._base[self._order] = begins
+        self._chain_begin[self._order] = np.maximum.accumulate(np.where(np.append(False, joined)[:runs], 0, begins))
+        tails = np.where(np.append(joined, False)[:runs], self.total, self._ordered_ends)
+        self._chain_end[self._order] = np.minimum.accumulate(tails[::-1])[::-1]
+
+    def draw(self, rng: np.random.Generator, count: int) -> Rows:
+        """Draw rows uniformly, with replacement."""
+        if not self.total:
+            raise BufferEmpty(f"cannot sample {count} rows: none is held (capacity {self._capacity} rows)")
+        rows, stamps = np.empty(count, np.int64), np.empty(count, np.int64)
+        positions = rng.integers(0, self.total, size=count)
+        self._table.resolve(np.ascontiguousarray(self._spans), len(self._spans), positions, rows, stamps)
+        return rows
+
+    def rows(self) -> Rows:
+        """Return all rows, oldest chunk first."""
+        begins = np.cumsum(self._count) - self._count
+        rows: Rows = np.arange(self.total) + np.repeat(self._row - begins, self._count)
+        return rows
+
+    def before(self, rows: Rows) -> Rows:
+        """Return how many steps of the episode are held before each row."""
+        run = self._run_of(rows)
+        rank = self._base[run] + rows - self._row[run]
+        held: Rows = np.minimum(np.maximum(self._position[rows], 0), rank - self._chain_begin[run])
+        return held
+
+    def after(self, rows: Rows) -> Rows:
+        """Return how many steps of the episode are held after each row."""
+        run = self._run_of(rows)
+        rank = self._base[run] + rows - self._row[run]
+        position = self._position[rows]
+        low, high = np.zeros(rows.shape, np.int64), self._chain_end[run] - rank  # it goes on for `low`, and not for `high`
+        step = np.ones(rows.shape, np.int64)
+        while np.any(open_ := high - low > 1):
+            middle = np.where(open_, np.minimum(low + step, (low + high) // 2), low)
+            same = self._position[self._row_at(rank + middle)] == position + middle
+            low, high = np.where(same, middle, low), np.where(same, high, middle)
+            step = np.where(same, 2 * step, high - low)
+        return low
+
+    def shift(self, rows: Rows, offsets: Rows) -> Rows:
+        """Return the rows `offsets` steps further on, which may be of another episode or writer: see `before` and `after`."""
+        return self._row_at(self.order(rows) + offsets)
+
+    def holds(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Tell which of any rows of the buffer are held."""
+        run = self._run_of(rows)
+        if not self.total:
+            return np.zeros(rows.shape, np.bool_)
+        offsets = rows - self._row[run]
+        held: npt.NDArray[np.bool_] = (run >= 0) & (offsets >= 0) & (offsets < self._count[run])
+        return held
+
+    def stamps(self, rows: Rows) -> Rows:
+        """Return the stamps by which to tell later whether rows were overwritten."""
+        run = self._run_of(rows)
+        stamps: Rows = self._stamp[run] + rows - self._row[run]
+        return stamps
+
+    def order(self, rows: Rows) -> Rows:
+        """Return each row's rank; within an episode it rises as the position does."""
+        run = self._run_of(rows)
+        ranks: Rows = self._base[run] + rows - self._row[run]
+        return ranks
+
+    def _run_of(self, rows: Rows) -> Rows:
+        chunk = rows // self._chunk_rows
+        newer, older = self._newer[chunk], self._older[chunk]
+        if not self.total:
+            return newer
+        in_newer = (newer >= 0) & (rows < self._row[newer] + self._count[newer])
+        return np.where(in_newer | (older < 0), newer, older)
+
+    def _row_at(self, ranks: Rows) -> Rows:
+        place = np.searchsorted(self._ordered_ends, ranks, side="right")
+        run = self._order[place]
+        rows: Rows = self._row[run] + ranks - self._base[run]
+        return rows
+
+    def _runs_by_chunk(self, chunk: Ints) -> None:
+        """Find the two runs that a chunk can have: of the generation being written, and of the one before."""
+        by_age = np.argsort(self._stamp, kind="stable")
+        self._newer[chunk[by_age]] = by_age  # the last one that is written to a place counts
+        older = by_age[self._newer[chunk[by_age]] != by_age]
+        self._older[chunk[older]] = older
