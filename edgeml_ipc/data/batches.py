@@ -61,15 +61,17 @@ class Batches:
     def _redraw(self, gather: Gather, batch: Batch, rows: Ints, stamps: Ints) -> int:
         """Replace the copies of rows that were overwritten meanwhile, until there are none; return how many those were."""
         redrawn = 0
+        places: Ints = np.arange(len(rows))
         whole = np.empty(len(rows), np.bool_)
         for _ in range(ATTEMPTS):
             lost = self._table.intact(rows, stamps, whole)
             if lost == 0:
                 return redrawn
             redrawn += lost
-            places = np.flatnonzero(~whole)
-            rows[places], stamps[places] = self._draw(lost)
-            patched(gather, batch, rows[places], places)
+            places = places[~whole]  # the others are good, whatever becomes of their rows
+            rows, stamps = self._draw(lost)
+            whole = np.empty(lost, np.bool_)
+            patched(gather, batch, rows, places)
         raise overtaken(self._storage.capacity)
 
     def _draw(self, count: int) -> tuple[Ints, Ints]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from edgeml_ipc.data.gather import Batch, Gather, Rows
 from edgeml_ipc.data.sampler import PrioritySampler, Sampler
 from edgeml_ipc.data.steps import ChunkMap, ChunkSteps
 from edgeml_ipc.data.storage import Storage
+from edgeml_ipc.errors import BufferEmpty
 
+_REFUSALS: Final = 20  # snapshots in which no window fits, where rows were overwritten while it was looked for
 Transform = Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
 
 
@@ -145,6 +147,7 @@ class Windows:
         return forced
 
     def _draw(self, config: SampleConfig, count: int, forced: Rows | None) -> _Drawn:
+        refused = 0
         for _ in range(ATTEMPTS):
             steps = self._map.steps()
             if steps.total == 0:
@@ -152,19 +155,28 @@ class Windows:
                 continue  # the only row is being overwritten just now
             if forced is not None and not steps.holds(forced).all():
                 continue  # as above
-            with self._rng_lock:
-                if forced is None:
-                    anchors = draw_anchors(steps, self._rng, count, config.sample_range, min_length=self._min_length)
-                else:
+            try:
+                with self._rng_lock:
                     anchors = forced
-                return _Drawn(config, steps, anchors, self._rng)
+                    if anchors is None:
+                        anchors = draw_anchors(steps, self._rng, count, config.sample_range, min_length=self._min_length)
+                    return _Drawn(config, steps, anchors, self._rng)
+            except BufferEmpty:
+                refused += 1
+                if refused == _REFUSALS or self._all_stand(steps):
+                    raise
         raise overtaken(self._storage.capacity)
+
+    def _all_stand(self, steps: ChunkSteps) -> bool:
+        """Tell whether nothing was overwritten since `steps` was made."""
+        rows = steps.rows()
+        return self._table.intact(rows, steps.stamps(rows), np.empty(len(rows), np.bool_)) == 0
 
     def _redraw(self, config: SampleConfig, batch: Batch, drawn: _Drawn, forced: Rows | None) -> int:
         """Replace windows of which a row was overwritten meanwhile, until there are none; return how many those were."""
-        redrawn = 0
+        redrawn, places = 0, np.arange(len(drawn.cells))
         for _ in range(ATTEMPTS):
-            places = np.flatnonzero(~self._intact(drawn))
+            places = places[~self._intact(drawn, places)]  # the others are good, whatever becomes of their rows
             if not len(places):
                 return redrawn
             redrawn += len(places)
@@ -174,13 +186,14 @@ class Windows:
             patched(config.gather, batch, new.rows, cells)
         raise overtaken(self._storage.capacity)
 
-    def _intact(self, drawn: _Drawn) -> Mask:
-        """Tell which elements were copied whole, and from one episode."""
-        position = self._position[drawn.cells]
-        whole = np.empty(drawn.cells.size, np.bool_)
-        self._table.intact(drawn.cells.ravel(), drawn.stamps.ravel(), whole)
-        of_one_episode = position - position[:, :1] == drawn.distances
-        intact: Mask = (whole.reshape(drawn.cells.shape) & of_one_episode).all(axis=1)
+    def _intact(self, drawn: _Drawn, places: Rows) -> Mask:
+        """Tell which of some elements were copied whole, and from one episode."""
+        cells = drawn.cells[places]
+        position = self._position[cells]
+        whole = np.empty(cells.size, np.bool_)
+        self._table.intact(cells.ravel(), drawn.stamps[places].ravel(), whole)
+        of_one_episode = position - position[:, :1] == drawn.distances[places]
+        intact: Mask = (whole.reshape(cells.shape) & of_one_episode).all(axis=1)
         return intact
 
 

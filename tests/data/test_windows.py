@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
+import multiprocess
 import numpy as np
 import pytest
 from gymnasium import spaces
 from scipy import stats
 
-from edgeml_ipc.data import BufferEmpty, DataShape, FutureSampler, LatestSampler, PrioritySampler, ReplayBuffer, SequenceSampler
+from edgeml_ipc.data import (
+    BufferEmpty,
+    DataShape,
+    FutureSampler,
+    LatestSampler,
+    PrioritySampler,
+    ReplayBuffer,
+    SequenceSampler,
+    storage,
+)
 from edgeml_ipc.data.draws import ArraySteps
 from edgeml_ipc.errors import ConnectionClosed
+from tests.data.window_streams import Stream, write_until
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 ACTIONS = spaces.Box(-1, 1, (2,), np.float32)
 TOKEN = DataShape("token", (4,), "int64")  # stream, episode, position, length of the episode; all from 1
-LENGTHS = [1, 7, 3, 12, 2, 5]
 BEGIN, END = -2, 4
-
-
-class Stream:
-    """Inserts episodes whose rows say which they are."""
-
-    def __init__(self, buffer: ReplayBuffer, number: int) -> None:
-        self.writer, self.number = buffer.writer(), number
-        self.episode, self.position = 1, 1
-
-    def insert(self, count: int, *, batched: bool) -> None:
-        rows = [self._next() for _ in range(count)]
-        if batched:
-            self.writer.batch_insert(rows)
-        else:
-            for row in rows:
-                self.writer.insert(row)
-
-    def _next(self) -> dict[str, Any]:
-        length = LENGTHS[(self.episode + self.number) % len(LENGTHS)]
-        token = np.array([self.number, self.episode, self.position, length])
-        ended = self.position == length
-        value = np.float32(token[1] % 1000 * 100 + token[2])
-        row = {
-            "observations": np.full(3, value),
-            "actions": np.full(2, value),
-            "rewards": value,
-            "masks": 1.0 - float(ended),
-            "dones": ended,
-            "next_observations": np.full(3, value),
-            "token": token,
-        }
-        self.episode, self.position = (self.episode + 1, 1) if ended else (self.episode, self.position + 1)
-        return row
 
 
 def make(capacity: int, **options: Any) -> ReplayBuffer:
@@ -94,8 +72,11 @@ def fill(buffer: ReplayBuffer, rounds: int, seed: int = 0) -> list[Stream]:
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 8, 60])
 @pytest.mark.parametrize("rounds", [1, 8, 40, 200])
-def test_windows_are_those_of_the_episodes(chunk_rows: int, rounds: int) -> None:
+@pytest.mark.parametrize("built", [True, False])
+def test_windows_are_those_of_the_episodes(chunk_rows: int, rounds: int, built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps found through the chunks are those that sorting all rows finds."""
+    if not built:
+        monkeypatch.setattr(storage, "native", lambda: None)  # as where the C half was not built
     buffer = make(130, chunk_rows=chunk_rows, seed=1)
     fill(buffer, rounds, seed=chunk_rows)
     steps = buffer._windows._map.steps()
@@ -227,3 +208,32 @@ def test_windows_stay_in_one_episode_while_all_is_overwritten(name: str) -> None
     assert found == 0
     assert counters["evicted"] > 10 * buffer.capacity
     assert counters["redrawn"] > 0
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 6, 50])
+def test_windows_stay_in_one_episode_while_processes_overwrite_all(chunk_rows: int) -> None:
+    """Two processes go round a small ring, each with an open episode nearly always, while windows are drawn from it."""
+    spawn = multiprocess.get_context("spawn")
+    name = f"test-windows-{os.getpid()}-{chunk_rows}"
+    with make(240, chunk_rows=chunk_rows, seed=3, name=name) as buffer:
+        stop, ready = spawn.Event(), spawn.Barrier(3)
+        writers = [spawn.Process(target=write_until, args=(name, number, ready, stop), daemon=True) for number in (1, 2)]
+        try:
+            for writer in writers:
+                writer.start()
+            ready.wait(60)
+            found, streams = 0, set()
+            while buffer.stats()["evicted"] < 20 * buffer.capacity or len(streams) < 2:
+                for config in ("plain", "loose", "whole"):
+                    data, mask = buffer.sample(config, 64)
+                    found += 0 if config == "plain" else faults(data, mask)
+                    streams |= set(data["token"][:, 0].tolist())
+            stop.set()
+            for writer in writers:
+                writer.join(60)
+        finally:
+            for writer in writers:
+                writer.kill()
+            buffer.unlink()
+        assert found == 0
+        assert [writer.exitcode for writer in writers] == [0, 0]
