@@ -105,7 +105,7 @@ typedef struct {
 
 typedef struct {
     uint64_t messages_sent, messages_received, bytes_sent, bytes_received;
-    uint64_t slots_created, slots_discarded, copied_out, waits_for_room;
+    uint64_t slots_created, slots_discarded, slot_bytes, copied_out, waits_for_room;
     _Atomic uint64_t doorbells; /* senders and readers ring */
 } eipc_link_counters;
 
@@ -160,6 +160,7 @@ void eipc_link_watch_process(eipc_link *link, int pidfd);                   /* t
 void eipc_link_subscribe(eipc_link *link, uint32_t topics); /* takes effect when the publisher says so */
 int eipc_link_open_topics(eipc_link *link);                 /* the publisher says so, after eipc_topic_add */
 void eipc_link_close(eipc_link *link); /* idempotent, any thread; memory goes with the last unref */
+void eipc_link_shed(eipc_link *link); /* its owner is gone: give back all that leases do not need */
 void eipc_link_ref(eipc_link *link);
 void eipc_link_unref(eipc_link *link);
 
@@ -205,6 +206,7 @@ int eipc_topic_begin_read(eipc_link *link, eipc_message *out); /* EIPC_FULL: not
 int eipc_slot_send(eipc_link *link, const eipc_part *parts, uint32_t count, int64_t deadline_ns);
 int eipc_ring_send_descriptor(eipc_link *link, uint32_t slot, uint32_t generation, int64_t deadline_ns);
 size_t eipc_slot_size_for(size_t need);
+int eipc_slot_choose(eipc_slot *slots, int count, size_t need, uint64_t in_use, uint64_t budget_bytes, bool *renew, uint64_t *discarded);
 
 /* ---- topic.c ------------------------------------------------------------------------------------------------------- */
 

@@ -92,18 +92,27 @@ void eipc_link_close(eipc_link *link) {
     if (link->forks == eipc_fork_count()) shutdown(link->sock, SHUT_RDWR);
 }
 
+static void forget(eipc_map **place) {
+    eipc_map_unref(*place);
+    *place = NULL;
+}
+
+void eipc_link_shed(eipc_link *link) {
+    for (int i = 0; i < EIPC_SLOTS; i++) {
+        eipc_slot_discard(&link->tx_slots[i]); /* never rewritten: the peer's views may outlive the connection */
+        forget(&link->rx_slots[i]);
+    }
+    for (int t = 0; t < EIPC_TOPICS; t++)
+        for (int i = 0; i < EIPC_TOPIC_SLOTS; i++) forget(&link->rx_topic_slots[t][i]);
+}
+
 void eipc_link_ref(eipc_link *link) { atomic_fetch_add_explicit(&link->refs, 1, memory_order_relaxed); }
 
 void eipc_link_unref(eipc_link *link) {
     if (atomic_fetch_sub_explicit(&link->refs, 1, memory_order_acq_rel) != 1) return;
+    eipc_link_shed(link);
     close(link->sock);
     if (link->pidfd >= 0) close(link->pidfd);
-    for (int i = 0; i < EIPC_SLOTS; i++) {
-        eipc_slot_discard(&link->tx_slots[i]); /* never rewritten: the peer's views may outlive the connection */
-        eipc_map_unref(link->rx_slots[i]);
-    }
-    for (int t = 0; t < EIPC_TOPICS; t++)
-        for (int i = 0; i < EIPC_TOPIC_SLOTS; i++) eipc_map_unref(link->rx_topic_slots[t][i]);
     eipc_map_unref(link->mine);
     eipc_map_unref(link->theirs);
     eipc_map_unref(link->their_board);
@@ -230,9 +239,12 @@ static bool read_packet(eipc_link *link) {
     return true;
 }
 
+/* More packets than a socket holds: a peer that rings without end must not keep us here. */
+enum { PACKETS_PER_DRAIN = 1024 };
+
 void eipc_link_drain(eipc_link *link) {
     pthread_mutex_lock(&link->packets);
-    while (!link->packets_ended && !atomic_load(&link->violated) && read_packet(link)) {
+    for (int i = 0; i < PACKETS_PER_DRAIN && !link->packets_ended && !atomic_load(&link->violated) && read_packet(link); i++) {
     }
     pthread_mutex_unlock(&link->packets);
 }

@@ -204,6 +204,7 @@ int eipc_begin_read(eipc_link *link, eipc_message *out) {
     if (atomic_load_explicit(&link->violated, memory_order_relaxed)) return EIPC_VIOLATION;
     /* Read before the ring: what was committed before the death is visible once the death is. */
     bool gone = atomic_load_explicit(&link->gone, memory_order_acquire);
+    if (gone && link->wanted_topics && !link->topics) eipc_link_drain(link); /* the packet that opens the topics may still lie there */
     bool topics_first = link->topics && (++link->turn & 7) == 0; /* so that a full ring cannot starve them */
     int status = topics_first ? eipc_topic_begin_read(link, out) : EIPC_FULL;
     if (status == EIPC_FULL) status = begin_ring_read(link, out);

@@ -56,6 +56,18 @@ static int64_t machine_available(void) {
     return kib < 0 ? -1 : (int64_t)kib * 1024;
 }
 
+/* Bytes of files in memory, without those of shared memory; 0 if the kernel does not say. */
+static int64_t page_cache(const char *path) {
+    char line[128];
+    long long bytes, sum = 0;
+    FILE *file = fopen(path, "re");
+    if (!file) return 0;
+    while (fgets(line, sizeof line, file))
+        if (sscanf(line, "active_file %lld", &bytes) == 1 || sscanf(line, "inactive_file %lld", &bytes) == 1) sum += bytes;
+    fclose(file);
+    return sum;
+}
+
 /* Version 2 of cgroups: the own group is the line "0::/path". An ancestor's limit is not looked at. */
 static int64_t cgroup_available(void) {
     char line[512], path[640];
@@ -69,6 +81,8 @@ static int64_t cgroup_available(void) {
         int64_t limit = read_number(path);
         snprintf(path, sizeof path, "/sys/fs/cgroup%s/memory.current", line + 3);
         int64_t used = read_number(path);
+        snprintf(path, sizeof path, "/sys/fs/cgroup%s/memory.stat", line + 3);
+        if (used >= 0) used -= page_cache(path); /* counted as used, and given back on demand */
         if (limit >= 0 && used >= 0) free_bytes = limit > used ? limit - used : 0;
         break;
     }
@@ -82,12 +96,24 @@ int64_t eipc_memory_available(void) {
     return machine < 0 ? INT64_MAX : machine;
 }
 
+/* In pieces, since kernels before 6.16 undo a whole call when a signal arrives, and a periodic one would never let it end. */
+static int reserve(int fd, size_t bytes) {
+    static const size_t piece = 4u << 20;
+    for (size_t at = 0; at < bytes;) {
+        size_t n = bytes - at < piece ? bytes - at : piece;
+        int error = posix_fallocate(fd, (off_t)at, (off_t)n);
+        if (error && error != EINTR) return error;
+        if (!error) at += n;
+    }
+    return 0;
+}
+
 static int new_memfd(size_t bytes) {
     int fd = memfd_create("edgeml_ipc", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
     if (fd < 0 && errno == EINVAL) fd = memfd_create("edgeml_ipc", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0) return -1;
     /* Reserving now turns a full machine into an error here rather than SIGBUS at some later store. */
-    int error = posix_fallocate(fd, 0, (off_t)bytes);
+    int error = reserve(fd, bytes);
     if (error) {
         close(fd);
         errno = error;
@@ -138,7 +164,9 @@ int eipc_map_attach(int fd, size_t least_bytes, uint32_t generation, eipc_map **
     struct stat status;
     int seals = fcntl(fd, F_GET_SEALS);
     bool sound = seals >= 0 && (seals & F_SEAL_SHRINK) && fstat(fd, &status) == 0 && S_ISREG(status.st_mode) &&
-                 status.st_size > 0 && (uint64_t)status.st_size >= least_bytes;
+                 status.st_size > 0 && (uint64_t)status.st_size >= least_bytes &&
+                 /* Reserved by its writer: to look at a hole would take the memory from us. */
+                 status.st_blocks >= status.st_size / 512;
     if (!sound) {
         close(fd);
         return EIPC_VIOLATION;

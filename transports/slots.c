@@ -76,34 +76,48 @@ static uint64_t slots_in_use(eipc_link *link) {
     return pinned;
 }
 
-/* The warmest free slot that is large enough; else a new one; else the coldest free one made anew. -1: none is free. */
-static int choose(eipc_link *link, size_t need, uint64_t in_use, bool *renew) {
-    int warm = -1, empty = -1, cold = -1;
-    uint64_t held = 0;
-    for (int i = 0; i < EIPC_SLOTS; i++) {
-        eipc_slot *slot = &link->tx_slots[i];
-        if (!slot->map) {
-            if (empty < 0) empty = i;
-            continue;
-        }
-        held += slot->map->bytes;
-        if (in_use >> i & 1) continue;
-        if (slot->map->bytes >= need && (warm < 0 || slot->last_use > link->tx_slots[warm].last_use)) warm = i;
-        if (cold < 0 || slot->last_use < link->tx_slots[cold].last_use) cold = i;
-    }
-    *renew = warm < 0;
-    if (warm >= 0) return warm;
+/* The warmest free slot that is large enough; else a new one; else the coldest free one made anew, after as many other cold
+ * ones were discarded as the budget asks for. -1: what is in use leaves no room. */
+int eipc_slot_choose(eipc_slot *slots, int count, size_t need, uint64_t in_use, uint64_t budget_bytes, bool *renew, uint64_t *discarded) {
     size_t bytes = eipc_slot_size_for(need);
-    if (empty >= 0 && held + bytes <= link->slot_budget_bytes) return empty;
-    if (cold >= 0 && held - link->tx_slots[cold].map->bytes + bytes <= link->slot_budget_bytes) return cold;
-    return -1;
+    for (;;) {
+        int warm = -1, empty = -1, cold = -1;
+        uint64_t held = 0, idle = 0;
+        for (int i = 0; i < count; i++) {
+            bool busy = in_use >> i & 1;
+            if (!slots[i].map) {
+                if (empty < 0 && !busy) empty = i; /* a view of one generation may keep the next from being announced in time */
+                continue;
+            }
+            held += slots[i].map->bytes;
+            if (busy) continue;
+            idle += slots[i].map->bytes;
+            if (slots[i].map->bytes >= need && (warm < 0 || slots[i].last_use > slots[warm].last_use)) warm = i;
+            if (cold < 0 || slots[i].last_use < slots[cold].last_use) cold = i;
+        }
+        *renew = warm < 0;
+        if (warm >= 0) return warm;
+        if (empty >= 0 && held + bytes <= budget_bytes) return empty;
+        if (cold < 0 || held - idle + bytes > budget_bytes) return -1;
+        if (held - slots[cold].map->bytes + bytes <= budget_bytes) return cold;
+        eipc_slot_discard(&slots[cold]);
+        ++*discarded;
+    }
+}
+
+/* For the counters: any thread may read those, but the table of slots is the sender's alone. */
+static uint64_t held_bytes(const eipc_link *link) {
+    uint64_t held = 0;
+    for (int i = 0; i < EIPC_SLOTS; i++)
+        if (link->tx_slots[i].map) held += link->tx_slots[i].map->bytes;
+    return held;
 }
 
 static int acquire(eipc_link *link, size_t need, int64_t deadline_ns, int *chosen) {
     if (eipc_slot_size_for(need) > link->slot_budget_bytes) return EIPC_NO_MEMORY;
     for (;;) {
         bool renew;
-        int i = choose(link, need, slots_in_use(link), &renew);
+        int i = eipc_slot_choose(link->tx_slots, EIPC_SLOTS, need, slots_in_use(link), link->slot_budget_bytes, &renew, &link->count.slots_discarded);
         if (i < 0) {
             int status;
             if (!eipc_link_wait_for_room(link, deadline_ns, &status)) return status;
@@ -116,7 +130,10 @@ static int acquire(eipc_link *link, size_t need, int64_t deadline_ns, int *chose
         int status = eipc_slot_renew(slot, need);
         if (status) return status;
         link->count.slots_created++;
-        return eipc_link_announce(link, -1, (uint32_t)i, slot->map);
+        link->count.slot_bytes = held_bytes(link);
+        status = eipc_link_announce(link, -1, (uint32_t)i, slot->map);
+        if (status) eipc_slot_discard(slot); /* the peer does not know it, so it must not be found warm */
+        return status;
     }
 }
 

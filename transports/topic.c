@@ -86,29 +86,6 @@ void eipc_topic_remove(eipc_topic *topic, eipc_link *link) {
     }
 }
 
-static int choose(eipc_topic *topic, size_t need, uint64_t taken, bool *renew) {
-    int warm = -1, empty = -1, cold = -1;
-    uint64_t held = 0;
-    for (int i = 0; i < EIPC_TOPIC_SLOTS; i++) {
-        eipc_slot *slot = &topic->slots[i];
-        if (!slot->map) {
-            if (empty < 0) empty = i;
-            continue;
-        }
-        held += slot->map->bytes;
-        if (taken >> i & 1) continue;
-        if (slot->map->bytes >= need && (warm < 0 || slot->last_use > topic->slots[warm].last_use)) warm = i;
-        if (cold < 0 || slot->last_use < topic->slots[cold].last_use) cold = i;
-    }
-    *renew = warm < 0;
-    if (warm >= 0) return warm;
-    size_t bytes = eipc_slot_size_for(need);
-    if (empty >= 0 && held + bytes <= topic->budget_bytes) return empty;
-    if (cold >= 0 && held - topic->slots[cold].map->bytes + bytes <= topic->budget_bytes) return cold;
-    return -1;
-}
-
-/* A discarded index may be pinned by nobody, so it can be made anew at once. */
 static int acquire(eipc_topic *topic, size_t need, int *chosen) {
     uint64_t taken = pinned_by(topic->local_pins);
     if (topic->current >= 0) taken |= 1ull << topic->current;
@@ -116,7 +93,7 @@ static int acquire(eipc_topic *topic, size_t need, int *chosen) {
     for (int i = 0; i < EIPC_TOPIC_SLOTS; i++)
         if (topic->slots[i].map && topic->slots[i].consumed_at && i != topic->current) discard(topic, i);
     bool renew;
-    int i = choose(topic, need, taken, &renew);
+    int i = eipc_slot_choose(topic->slots, EIPC_TOPIC_SLOTS, need, taken, topic->budget_bytes, &renew, &topic->count.slots_discarded);
     if (i < 0) return EIPC_FULL;
     *chosen = i;
     if (!renew) return EIPC_OK;

@@ -79,6 +79,7 @@ void eipc_waiter_unwatch(eipc_waiter *waiter, int fd) {
 }
 
 int eipc_waiter_add(eipc_waiter *waiter, eipc_link *link) {
+    if (waiter->forks != eipc_fork_count()) return EIPC_FORKED;
     if (waiter->link_count == waiter->link_room) {
         size_t room = waiter->link_room ? waiter->link_room * 2 : 4;
         eipc_link **grown = realloc(waiter->links, room * sizeof *grown);
@@ -88,7 +89,10 @@ int eipc_waiter_add(eipc_waiter *waiter, eipc_link *link) {
     }
     int status = watch(waiter, link->sock, link);
     if (status == EIPC_OK && link->pidfd >= 0) status = watch(waiter, link->pidfd, (void *)((uintptr_t)link | 1));
-    if (status) return status;
+    if (status) {
+        eipc_waiter_unwatch(waiter, link->sock); /* epoll must not keep an address that may be freed */
+        return status;
+    }
     waiter->links[waiter->link_count++] = link;
     return EIPC_OK;
 }
@@ -210,7 +214,7 @@ static int sleep_once(eipc_waiter *waiter, int64_t deadline_ns) {
         else if (tag & 1) atomic_store(&link->gone, true);
         else eipc_link_drain(link);
     }
-    return n == 0 && milliseconds_until(deadline_ns) == 0 ? EIPC_TIMEOUT : EIPC_OK;
+    return milliseconds_until(deadline_ns) == 0 ? EIPC_TIMEOUT : EIPC_OK; /* whatever rang: the caller looks once more */
 }
 
 /* Park, look once more, sleep. */

@@ -278,6 +278,7 @@ static PyObject *link_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
 
 static void link_dealloc(Link *self) {
     eipc_link_close(self->core);
+    eipc_link_shed(self->core); /* leases may keep the rest for long */
     eipc_link_unref(self->core);
     Py_XDECREF(self->label);
     PyTypeObject *type = Py_TYPE((PyObject *)self);
@@ -379,13 +380,11 @@ static PyObject *link_stats(Link *self, PyObject *unused) {
     (void)unused;
     const eipc_link *core = self->core;
     const eipc_link_counters *c = &core->count;
-    uint64_t slot_bytes = 0, in_flight = 0;
-    for (int i = 0; i < EIPC_SLOTS; i++)
-        if (core->tx_slots[i].map) slot_bytes += core->tx_slots[i].map->bytes;
+    uint64_t in_flight = 0;
     if (core->peer) in_flight = core->tx_tail - atomic_load(&core->peer->rx_head);
     return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsKsKsK}", "messages_sent", c->messages_sent, "messages_received", c->messages_received,
                          "bytes_sent", c->bytes_sent, "bytes_received", c->bytes_received, "slots_created", c->slots_created,
-                         "slots_discarded", c->slots_discarded, "slot_bytes", slot_bytes, "copied_out", c->copied_out, "doorbells",
+                         "slots_discarded", c->slots_discarded, "slot_bytes", c->slot_bytes, "copied_out", c->copied_out, "doorbells",
                          c->doorbells, "waits_for_room", c->waits_for_room, "ring_used_bytes",
                          in_flight <= core->tx_capacity ? in_flight : 0, "ring_capacity_bytes", core->tx_capacity);
 }
@@ -523,7 +522,7 @@ static PyObject *waiter_recv_many(Waiter *self, PyObject *const *args, Py_ssize_
         Py_CLEAR(event);
         eipc_link *core = events && PyList_Size(events) < limit ? eipc_waiter_try(self->core) : NULL;
         if (core) event = read_event(self, core);
-        if (PyErr_Occurred()) Py_CLEAR(events);
+        if (events && !event) PyErr_Clear(); /* no memory for this one: it stays where it is, and those before it must not be lost */
     }
     Py_XDECREF(event);
     return events;

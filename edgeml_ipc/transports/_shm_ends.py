@@ -23,9 +23,12 @@ NO_NONCE = bytes(handshake.NONCE_BYTES)
 
 def new_link(waiter: _core.Waiter, sock: socket.socket, options: Options, label: str) -> _core.Link:
     """Make this side's endpoint for a connection over `sock`, which stays the caller's."""
-    return _core.Link(
-        waiter, os.dup(sock.fileno()), options.ring_bytes, options.max_message_bytes, options.slot_budget_bytes, label
-    )
+    fd = os.dup(sock.fileno())
+    try:
+        return _core.Link(waiter, fd, options.ring_bytes, options.max_message_bytes, options.slot_budget_bytes, label)
+    except ValueError:  # before it took the descriptor over
+        os.close(fd)
+        raise
 
 
 class ShmEnd(Connection):

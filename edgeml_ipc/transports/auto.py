@@ -46,7 +46,7 @@ class AutoTransport(Transport):
         try:
             seconds = max(timeout - (time.monotonic() - start), _LEAST_SECONDS_FOR_SHM)
             shared = self._through_door(tcp.offer, address, hello, topics, seconds, options)
-        except EdgeMLError as error:
+        except (EdgeMLError, OSError) as error:  # OSError: a sandbox that forbids abstract sockets, or no descriptor left
             _LOG.warning("%s: tcp, because shared memory was offered and failed: %s", address, error)
             tcp.stay()
             return tcp

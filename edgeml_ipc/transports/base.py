@@ -61,6 +61,11 @@ class Options:
     keys: Keys | None = None
     insecure: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no transport can use: here, not when the first client comes."""
+        if not 4096 <= self.ring_bytes <= 1 << 30 or self.ring_bytes & (self.ring_bytes - 1):
+            raise ValueError(f"ring_bytes must be a power of two from 4096 to 2**30, not {self.ring_bytes}")
+
 
 class Connection(ABC):
     """One established connection, seen from one of its ends.

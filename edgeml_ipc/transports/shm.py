@@ -10,9 +10,9 @@ import builtins
 import os
 import socket
 import struct
-import time
 from collections.abc import Iterable, Sequence
 
+from edgeml_ipc._deadline import Deadline
 from edgeml_ipc.errors import (
     AuthenticationError,
     ConnectionRefused,
@@ -95,15 +95,32 @@ class ShmConnection(ShmEnd):
         return {**super().stats(), **(waiter.stats() if waiter is not None else {})}
 
 
+def _left(deadline: Deadline) -> float:
+    return max(deadline.remaining() or 0.0, 1e-3)  # 0 would mean: do not block
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    """Tell a connection from a wait that a signal ended, which Python (3.11 to 3.14) takes for one."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
 def connect_socket(path: str, address: str, timeout: float) -> socket.socket:
     """Connect to a listener's abstract socket and check that its user is ours. Raises as `Transport.connect`."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         # A listener whose backlog is full makes connect wait; Python's own timeout would turn that into an error at once.
-        seconds = max(timeout, 1e-3)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
-        sock.connect(path)
-        sock.settimeout(seconds)
+        deadline = Deadline(timeout)
+        connected = False
+        while not connected:
+            seconds = _left(deadline)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
+            sock.connect(path)
+            connected = _is_connected(sock)
+        sock.settimeout(_left(deadline))
         if handshake.peer_uid(sock) != os.getuid():
             raise AuthenticationError(f"{address}: the server runs as another user (uid {handshake.peer_uid(sock)})")
     except BlockingIOError as error:
@@ -118,8 +135,11 @@ def connect_socket(path: str, address: str, timeout: float) -> socket.socket:
     return sock
 
 
-def _exchange(sock: socket.socket, link: _core.Link, waiter: _core.Waiter, address: str, message: handshake.Hello) -> bytes:
+def _exchange(
+    sock: socket.socket, link: _core.Link, waiter: _core.Waiter, address: str, message: handshake.Hello, deadline: Deadline
+) -> bytes:
     """Run the client's half of the handshake; return the server's answer."""
+    sock.settimeout(_left(deadline))
     handshake.send_packet(sock, message.pack(), [link.endpoint_fd(), waiter.board_fd()])
     packet, fds = handshake.recv_packet(sock)
     try:
@@ -138,6 +158,7 @@ def _exchange(sock: socket.socket, link: _core.Link, waiter: _core.Waiter, addre
         handshake.close_fds(fds)
     if verdict.challenge != link.challenge():
         raise IncompatiblePeer(f"{address}: the server read other bytes in our page than we wrote")
+    sock.settimeout(_left(deadline))
     handshake.send_packet(sock, theirs)
     if handshake.recv_packet(sock)[0] != handshake.READY:
         raise IncompatiblePeer(f"{address}: the server could not prove that it shares memory with this process")
@@ -150,15 +171,14 @@ def connect(
     """Connect to the listener at the abstract socket `path`, showing `nonce`; raises as `Transport.connect`."""
     if len(hello) > MAX_HELLO_BYTES:
         raise ValueError(f"hello has {len(hello)} bytes; the limit is {MAX_HELLO_BYTES}")
-    start = time.monotonic()
+    deadline = Deadline(timeout)
     message = handshake.Hello(handshake.VERSION, topic_bits(topics), nonce, hello)
     sock = connect_socket(path, address, timeout)
     waiter = _core.Waiter()
     with sock:
         link = new_link(waiter, sock, options, address)
         try:
-            sock.settimeout(max(timeout - (time.monotonic() - start), 1e-3))
-            welcome = _exchange(sock, link, waiter, address, message)
+            welcome = _exchange(sock, link, waiter, address, message, deadline)
             return ShmConnection(address, link, waiter, welcome)
         except builtins.TimeoutError as error:
             link.close()

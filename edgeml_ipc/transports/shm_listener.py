@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import selectors
 import socket
@@ -17,7 +18,9 @@ from edgeml_ipc.transports import _shm_handshake as handshake
 from edgeml_ipc.transports._shm_ends import NO_NONCE, ShmServerConnection, _core, new_link
 from edgeml_ipc.transports.base import MAX_TOPICS, Buffer, Connection, HandshakeRejected, Listener, Options, Parts, Welcome
 
+_LOG = logging.getLogger(__name__)
 HANDSHAKE_SECONDS = 5.0  # that a client may take for its side of a handshake
+SECONDS_WITHOUT_DESCRIPTORS = 0.05  # until the next look
 MAX_GUESTS = 64  # clients that shake hands at one time; more wait in the socket's backlog
 EVENTS_PER_POLL = 64
 
@@ -47,7 +50,7 @@ class _Counters:
 class _Published:
     """The topics, and the lock under which they are published and subscribed to."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)  # again by a signal handler that closes
     topics: dict[int, _core.Topic] = field(default_factory=dict)
 
 
@@ -74,8 +77,12 @@ class ShmListener(Listener):
         self._published = _Published()
         self._count = _Counters()
         self._closed = False
+        self._closing = threading.Lock()  # taken by the first close, for ever
         self._woken = False
         self._polling = threading.Lock()
+        self._poller = 0  # the thread that is in poll_once
+        self._process = os.getpid()
+        self._door_shut_until = 0.0
         self._socket = self._bind(path)
         self._stop_reader, self._stop_writer = os.pipe()
         self._reception = threading.Thread(target=self._receive_guests, name=f"reception {address}", daemon=True)
@@ -95,10 +102,11 @@ class ShmListener(Listener):
 
     def poll(self, timeout: float | None) -> list[tuple[Connection, list[Buffer] | None]]:
         """See `Listener.poll`."""
+        start = time.monotonic()
         events = self.poll_once(timeout)
         if events or timeout == 0 or self.was_woken():
             return events
-        deadline = Deadline(timeout)
+        deadline = Deadline(None if timeout is None else timeout - (time.monotonic() - start))
         while True:
             events = self.poll_once(deadline.remaining())
             if events or self.was_woken() or deadline.expired:
@@ -111,15 +119,21 @@ class ShmListener(Listener):
 
     def poll_once(self, timeout: float | None) -> list[tuple[Connection, list[Buffer] | None]]:
         """As `poll`, but return with nothing also for a new connection, and when the watched descriptor is readable."""
-        with self._polling:
-            if self._arrived:
-                self._adopt()
-            events = [] if self._closed else self._waiter.recv_many(timeout, EVENTS_PER_POLL)
-            if events:
-                return self._name_connections(events)
+        self._poller = threading.get_ident()
+        try:
+            with self._polling:
+                if self._arrived:
+                    self._adopt()
+                events = [] if self._closed else self._waiter.recv_many(timeout, EVENTS_PER_POLL)
+                if events:
+                    return self._name_connections(events)
+                if self._closed:
+                    raise ConnectionClosed(f"{self.address}: this listener was closed")
+                return []
+        finally:
+            self._poller = 0
             if self._closed:
-                raise ConnectionClosed(f"{self.address}: this listener was closed")
-            return []
+                self._end_connections()
 
     def _name_connections(
         self, events: list[tuple[_core.Link, list[Buffer] | None]]
@@ -193,28 +207,36 @@ class ShmListener(Listener):
 
     def close(self) -> None:
         """See `Listener.close`."""
-        with self._published.lock:
-            if self._closed:
-                return
+        if os.getpid() != self._process:  # a forked child: pipe, waiter and locks are the parent's, perhaps held by its threads
             self._closed = True
+            self._socket.close()
+            return
+        if not self._closing.acquire(blocking=False):
+            return
+        self._closed = True
         os.write(self._stop_writer, b"x")
-        self._reception.join()
-        self._socket.close()
-        os.close(self._stop_reader)
         os.close(self._stop_writer)
+        if threading.current_thread() is not self._reception:
+            self._reception.join()
         self._waiter.wake()
+        # A signal handler may close in the midst of its thread's poll, which then ends the connections as it leaves.
+        if self._poller != threading.get_ident():
+            self._end_connections()
+
+    def _end_connections(self) -> None:
         with self._polling:  # whoever waits in poll has left it, or is about to find the listener closed
             self._adopt()
             for connection in list(self._connections.values()):
                 self._waiter.remove(connection.link)
                 self._forget(connection)
-            self._published.topics.clear()
+            with self._published.lock:
+                self._published.topics.clear()
 
     def stats(self) -> dict[str, int]:
         """Return counters; those of each connection are its own."""
         live = [c.stats() for c in list(self._connections.values())]
         with self._published.lock:
-            topics = [topic.stats() for topic in self._published.topics.values()]
+            topics = [topic.stats() for topic in list(self._published.topics.values())]
         return {
             "connections": len(live),
             "accepted": self._count.accepted,
@@ -234,12 +256,15 @@ class ShmListener(Listener):
     # ---- the reception thread
 
     def _receive_guests(self) -> None:
-        with selectors.DefaultSelector() as selector:
+        with selectors.DefaultSelector() as selector, self._socket, os.fdopen(self._stop_reader):
             selector.register(self._stop_reader, selectors.EVENT_READ, "stop")
-            selector.register(self._socket, selectors.EVENT_READ, "door")
             guests: dict[int, _Guest] = {}
             while True:
-                first = min((guest.deadline for guest in guests.values()), default=None)
+                self._mind_door(selector, len(guests))
+                deadlines = [guest.deadline for guest in guests.values()]
+                if self._door_shut_until:
+                    deadlines.append(self._door_shut_until)
+                first = min(deadlines, default=None)
                 events = selector.select(None if first is None else max(first - time.monotonic(), 0))
                 if any(key.data == "stop" for key, _ in events):
                     break
@@ -258,13 +283,28 @@ class ShmListener(Listener):
             sock, _ = self._socket.accept()
         except (BlockingIOError, ConnectionError):
             return
+        except OSError as error:  # no descriptor is left, perhaps only for now
+            _LOG.error("%s: no client can be let in: %s", self.address, error)
+            self._door_shut_until = time.monotonic() + SECONDS_WITHOUT_DESCRIPTORS
+            return
         sock.setblocking(False)
-        if handshake.peer_uid(sock) != os.getuid() or len(guests) >= MAX_GUESTS:
+        if handshake.peer_uid(sock) != os.getuid():
             self._count.rejected += 1
             sock.close()
             return
         guests[sock.fileno()] = _Guest(sock, time.monotonic() + HANDSHAKE_SECONDS)
         selector.register(sock, selectors.EVENT_READ)
+
+    def _mind_door(self, selector: selectors.BaseSelector, guests: int) -> None:
+        """While as many guests as may be are here, others wait outside, in the backlog."""
+        if self._door_shut_until <= time.monotonic():
+            self._door_shut_until = 0.0
+        may_open = guests < MAX_GUESTS and not self._door_shut_until
+        is_open = self._socket in selector.get_map()
+        if is_open and not may_open:
+            selector.unregister(self._socket)
+        elif may_open and not is_open:
+            selector.register(self._socket, selectors.EVENT_READ, "door")
 
     def _dismiss(self, selector: selectors.BaseSelector, guests: dict[int, _Guest], fd: int) -> None:
         """The handshake of that guest is over. One that was let in lives on in its link's own copy of the socket."""
@@ -303,6 +343,10 @@ class ShmListener(Listener):
             answer = self._welcome(hello.hello)
         except HandshakeRejected as rejection:
             return self._refuse(guest, handshake.REJECTED, rejection.payload)
+        except Exception:  # noqa: BLE001 - a user's callback must not end the reception of all others
+            _LOG.exception("%s: `welcome` failed, and its client was sent away", self.address)
+            self._count.rejected += 1
+            return False
         link = new_link(self._waiter, guest.sock, self._options, self.address)
         pidfd = handshake.peer_pidfd(guest.sock)
         theirs = link.attach(fds.pop(0), fds.pop(0), pidfd, 0)
@@ -321,6 +365,8 @@ class ShmListener(Listener):
     def _let_in(self, guest: _Guest) -> None:
         connection = guest.connection
         assert connection is not None
+        if self._closed:  # by `welcome`, on this thread
+            raise ConnectionClosed(f"{self.address}: this listener was closed")
         handshake.send_packet(guest.sock, handshake.READY)
         if connection.topics:
             self._subscribe(connection)

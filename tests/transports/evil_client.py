@@ -46,7 +46,7 @@ class EvilClient:
     @staticmethod
     def _segment(size: int, magic: bytes, sealed: bool) -> tuple[int, mmap.mmap]:
         fd = os.memfd_create("evil", os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, size)
+        os.posix_fallocate(fd, 0, size)
         page = mmap.mmap(fd, size)
         page[:10] = magic + struct.pack("<H", 1)
         if sealed:

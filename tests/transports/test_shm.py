@@ -118,6 +118,14 @@ class TestLeases:
         assert first_byte(parts[0]) == 4
         assert not server.closed
 
+    def test_free_slots_make_way_for_a_larger_message(self, listener: Listener) -> None:
+        client, _ = meet(listener, Options(slot_budget_bytes=16 << 20))
+        for size in (1 << 20, 2 << 20, 3 << 20, 4 << 20, 10 << 20):
+            client.send([bytes(size)], PATIENCE_S)
+            ((_, parts),) = listener.poll(PATIENCE_S)
+            assert parts is not None
+            assert len(parts[0]) == size
+
 
 class TestTopics:
     def test_held_values_stay_while_newer_ones_come(self, listener: Listener) -> None:
