@@ -9,18 +9,25 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from edgeml_ipc import _connector
+
 if TYPE_CHECKING:
     from edgeml_ipc.action import ActionClient as ActionClient
     from edgeml_ipc.action import ActionConfig as ActionConfig
     from edgeml_ipc.action import ActionServer as ActionServer
+    from edgeml_ipc.data.columns import DataShape as DataShape
     from edgeml_ipc.data.data_store import DataStoreBase as DataStoreBase
     from edgeml_ipc.data.data_store import QueuedDataStore as QueuedDataStore
+    from edgeml_ipc.data.n_step import NStepSampler as NStepSampler
     from edgeml_ipc.data.replay_buffer import ReplayBuffer as ReplayBuffer
     from edgeml_ipc.data.sampler import FutureSampler as FutureSampler
     from edgeml_ipc.data.sampler import LatestSampler as LatestSampler
     from edgeml_ipc.data.sampler import PrioritySampler as PrioritySampler
     from edgeml_ipc.data.sampler import Sampler as Sampler
     from edgeml_ipc.data.sampler import SequenceSampler as SequenceSampler
+    from edgeml_ipc.data.sampler import TrajectorySampler as TrajectorySampler
+    from edgeml_ipc.data.trajectory_buffer import TrajectoryBuffer as TrajectoryBuffer
+    from edgeml_ipc.data.trajectory_buffer import make_default_trajectory_buffer as make_default_trajectory_buffer
     from edgeml_ipc.errors import AddressInUse as AddressInUse
     from edgeml_ipc.errors import AuthenticationError as AuthenticationError
     from edgeml_ipc.errors import BufferEmpty as BufferEmpty
@@ -40,25 +47,34 @@ if TYPE_CHECKING:
     from edgeml_ipc.errors import TransportUnavailable as TransportUnavailable
     from edgeml_ipc.inference import InferenceClient as InferenceClient
     from edgeml_ipc.inference import InferenceServer as InferenceServer
+    from edgeml_ipc.remote_buffer import RemoteBuffer as RemoteBuffer
+    from edgeml_ipc.remote_writer import RemoteWriter as RemoteWriter
     from edgeml_ipc.trainer import TrainerClient as TrainerClient
     from edgeml_ipc.trainer import TrainerConfig as TrainerConfig
     from edgeml_ipc.trainer import TrainerServer as TrainerServer
     from edgeml_ipc.trainer import TrainerTunnel as TrainerTunnel
     from edgeml_ipc.trainer import UpdateResult as UpdateResult
 
+_connector.lend(lambda: import_module("edgeml_ipc.connect_buffer").connect)
+
 __version__ = "0.1.0"
 
 _CONTENTS = {
     "action": "ActionClient ActionConfig ActionServer",
+    "data.columns": "DataShape",
     "data.data_store": "DataStoreBase QueuedDataStore",
+    "data.n_step": "NStepSampler",
     "data.replay_buffer": "ReplayBuffer",
-    "data.sampler": "FutureSampler LatestSampler PrioritySampler Sampler SequenceSampler",
+    "data.sampler": "FutureSampler LatestSampler PrioritySampler Sampler SequenceSampler TrajectorySampler",
+    "data.trajectory_buffer": "TrajectoryBuffer make_default_trajectory_buffer",
     "errors": (
         "AddressInUse AuthenticationError BufferEmpty BufferFull CodecError ConfigMismatch ConnectionClosed "
         "ConnectionRefused EdgeMLError IncompatiblePeer MessageTooLarge PeerDied RateLimited RemoteError "
         "SegmentError TimeoutError TransportUnavailable"
     ),
     "inference": "InferenceClient InferenceServer",
+    "remote_buffer": "RemoteBuffer",
+    "remote_writer": "RemoteWriter",
     "trainer": "TrainerClient TrainerConfig TrainerServer TrainerTunnel UpdateResult",
 }
 _MODULES = {name: f"edgeml_ipc.{module}" for module, names in _CONTENTS.items() for name in names.split()}

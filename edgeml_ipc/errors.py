@@ -16,7 +16,7 @@
     ├── TransportUnavailable       the named transport cannot be used here
     ├── BufferFull                 a bounded queue, ring or store has no room
     ├── BufferEmpty                a store has nothing to sample from
-    └── SegmentError               a shared-memory segment is missing, foreign, too small or damaged
+    └── SegmentError               a shared-memory segment or a saved buffer is missing, foreign, too small or damaged
 
 Errors of the operating system and of other libraries are translated where they are called; their cause is chained.
 """
@@ -118,4 +118,4 @@ class BufferEmpty(EdgeMLError):
 
 
 class SegmentError(EdgeMLError):
-    """A shared-memory segment is missing, foreign, too small or damaged."""
+    """A shared-memory segment or a saved buffer is missing, foreign, too small or damaged, or cannot be made."""

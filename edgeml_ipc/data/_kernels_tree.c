@@ -1,7 +1,7 @@
 /* SumTree: the binding of eipc_tree. Its caller serialises all calls: gather.py's sibling priority.py does, with a lock. */
 #include "_kernels_binding.h"
 
-#include <float.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -91,6 +91,59 @@ static PyObject *tree_set(SumTree *self, PyObject *args) {
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
+/* Turn handles into the rows that are still of the generation in the handle, and errors into weights; both in place. Returns how
+ * many those are; `*bad` is the first error that no weight can be made of, or `count`. */
+static size_t hold(size_t count, int64_t *handles, double *errors, const int64_t *stamps, unsigned bits, uint64_t capacity,
+                   double epsilon, double alpha, size_t *bad) {
+    size_t held = 0;
+    for (size_t i = 0; i < count; i++) __builtin_prefetch(stamps + (uint64_t)handles[i] % capacity);
+    for (*bad = 0; *bad < count; (*bad)++) {
+        uint64_t row = (uint64_t)handles[*bad] % capacity;
+        double weight = pow(fabs(errors[*bad]) + epsilon, alpha);
+        if (!isfinite(errors[*bad]) || !weight_is_good(weight)) return 0;
+        if (stamps[row] < 0 || (uint64_t)stamps[row] >> bits != (uint64_t)handles[*bad] / capacity) continue;
+        handles[held] = (int64_t)row;
+        errors[held++] = weight;
+    }
+    return held;
+}
+
+static PyObject *tree_update(SumTree *self, PyObject *args) {
+    PyObject *handles_object, *errors_object, *stamps_object;
+    unsigned bits;
+    double epsilon, alpha, greatest = 0;
+    if (!PyArg_ParseTuple(args, "OOOIdd", &handles_object, &errors_object, &stamps_object, &bits, &epsilon, &alpha)) return NULL;
+    size_t count, held = 0, bad = 0;
+    int64_t *handles = eipc_copied_rows(handles_object, "indices", 0, INT64_MAX, &count);
+    if (!handles) return NULL;
+    double *errors = malloc(count * sizeof *errors + 8);
+    Py_buffer given, stamps;
+    if (!errors) PyErr_NoMemory();
+    if (!errors || get_doubles(errors_object, "errors", count, false, &given) < 0) goto out;
+    memcpy(errors, given.buf, count * sizeof *errors);
+    PyBuffer_Release(&given);
+    if (PyObject_GetBuffer(stamps_object, &stamps, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) goto out;
+    if (stamps.itemsize != 8 || (uint64_t)stamps.len / 8 != self->tree.capacity || bits > 62) {
+        PyErr_Format(PyExc_ValueError, "stamps must be %llu int64, their bits at most 62", (unsigned long long)self->tree.capacity);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        held = hold(count, handles, errors, stamps.buf, bits, self->tree.capacity, epsilon, alpha, &bad);
+        if (bad == count) eipc_tree_set(&self->tree, handles, errors, held);
+        for (size_t i = 0; i < held; i++) greatest = fmax(greatest, errors[i]);
+        Py_END_ALLOW_THREADS
+        if (bad < count) {
+            PyObject *value = PyFloat_FromDouble(errors[bad]);
+            if (value) PyErr_Format(PyExc_ValueError, "errors[%zu] is %R; it must be finite", bad, value);
+            Py_XDECREF(value);
+        }
+    }
+    PyBuffer_Release(&stamps);
+out:
+    free(errors);
+    free(handles);
+    return PyErr_Occurred() ? NULL : Py_BuildValue("nd", (Py_ssize_t)held, greatest);
+}
+
 static PyObject *tree_fill(SumTree *self, PyObject *args) {
     long long begin, end;
     double weight;
@@ -153,6 +206,7 @@ static PyObject *tree_least(SumTree *self, void *Py_UNUSED(closure)) { return Py
 
 static PyMethodDef tree_methods[] = {
     {"set", (PyCFunction)tree_set, METH_VARARGS, "Set the weights of rows."},
+    {"update", (PyCFunction)tree_update, METH_VARARGS, "Set the weights that follow from errors, of rows that are still held."},
     {"fill", (PyCFunction)tree_fill, METH_VARARGS, "Set the weights of the rows begin..end to one value."},
     {"get", (PyCFunction)tree_get, METH_VARARGS, "Write the weights of rows into `out`."},
     {"find", (PyCFunction)tree_find, METH_VARARGS, "Write the row, and its weight, in which each target lies."},

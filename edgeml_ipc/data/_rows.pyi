@@ -1,27 +1,33 @@
 """Chunks and writers of a shared replay buffer, bound from C. Internal: `chunks.py` and `storage.py` are its only users."""
 
-from typing import final
+from typing import Any, final
 
 from typing_extensions import Buffer
 
-def schema_at(capacity: int, chunk_rows: int, max_writers: int, /) -> int:
+_Geometry = tuple[int, int, int, int, int, int]  # capacity, chunk_rows, max_writers, chunk_frames, stack, cursors
+
+def schema_at(geometry: _Geometry, /) -> int:
     """Return the offset of the schema in the segment. Raises ValueError: out of range."""
 
-def format(segment: Buffer, capacity: int, chunk_rows: int, max_writers: int, schema: bytes, incarnation: bytes, /) -> None:
+def format(segment: Buffer, geometry: _Geometry, schema: bytes, incarnation: bytes, /) -> None:
     """Write the header of a new segment of zeros; it is not ready until `publish`."""
 
 def publish(segment: Buffer, /) -> None: ...
 def is_ready(segment: Buffer, /) -> bool:
     """Tell whether the segment was published, or is none of ours."""
 
-def inspect(segment: Buffer, /) -> tuple[int, int, int, bytes, bytes]:
-    """Return capacity, chunk_rows, max_writers, schema, incarnation. Raises SegmentError: foreign, unready or damaged."""
+def inspect(segment: Buffer, /) -> tuple[_Geometry, bytes, bytes]:
+    """Return geometry, schema, incarnation. Raises SegmentError: foreign, unready or damaged."""
 
 @final
 class Table:
     """What one process knows of a segment. See `chunks.RowTable`."""
 
-    def __new__(cls, segment: Buffer, fd: int, sequence_at: int, flags_at: int, /) -> Table: ...
+    def __new__(
+        cls, segment: Buffer, fd: int, places: tuple[int, ...], columns: tuple[tuple[int, int, int, int], ...], /
+    ) -> Table:
+        """Lay the columns of ROW_SHAPES over a segment, and those of the data: (offset, kind, item bytes, run bytes)."""
+
     def close(self) -> None: ...
     def register(self) -> tuple[int, int]: ...
     def forget(self, place: int, /) -> None: ...
@@ -34,5 +40,55 @@ class Table:
     def resolve(self, spans: Buffer, count: int, positions: Buffer, rows: Buffer, stamps: Buffer, /) -> None: ...
     def intact(self, rows: Buffer, stamps: Buffer, out: Buffer, /) -> int: ...
     def counts(self) -> tuple[int, int, int, int, int, int]: ...
+    def horizon(self) -> int: ...
     def tally(self, sampled: int, redrawn: int, /) -> None: ...
-    def previous(self, row: int, stamp: int, /) -> tuple[int, int]: ...
+    def previous(self, row: int, stamp: int, /) -> tuple[int, int, int]: ...
+    def frames(self, rows: Buffer, own: Buffer, following: Buffer, /) -> None: ...
+    def cursor(self, key: bytes, /) -> int | None: ...
+    def bind(self, key: bytes, place: int, next_id: int, /) -> None: ...
+    def total(self, place: int, /) -> int:
+        """Return how many rows a writer of this process has committed."""
+
+    def stream(self, spec: tuple[Any, ...], /) -> Stream:
+        """Become a writer. The spec: (data, following, leaves, dones, end_of_trajectory, masks).
+
+        `data` has ((key, column or the same again), ...), `following` the same for `next_observations`, or is empty; `leaves`
+        (kind, itemsize, shape) of each column; the last three are columns, -1 for none.
+        """
+
+@final
+class Stream:
+    """A writer. See `chunks.RowStream`."""
+
+    number: int
+    place: int
+    def insert(self, data: Any, ended: bool, /) -> bool: ...
+    def insert_many(self, batch: Any, /) -> bool: ...
+    def append(self, rows: int, values: Any, nexts: Any, ended: Any, terminal: Any, versions: Any, /) -> None: ...
+    def end(self) -> None: ...
+    def close(self) -> bool: ...
+
+@final
+class Flow:
+    """How one process waits for changes in a segment (see `waiting.Changes`), and the counts of its rate limiter."""
+
+    def __new__(cls, segment: Buffer, /) -> Flow: ...
+    def begin(self) -> int: ...
+    def wait(self, seen: int, seconds: float | None, /) -> None: ...
+    def wake(self) -> None: ...
+    def granted(self) -> tuple[int, int]:
+        """Return the rows that were granted to inserts and to samples. Raises SegmentError: they are no counts."""
+
+    def grant_insert(self, seen: int, rows: int, /) -> bool:
+        """Add to the rows granted to inserts if they are as many as were `seen`; tell whether they were."""
+
+    def grant_sample(self, seen: int, rows: int, /) -> bool: ...
+    def give_back(self, inserts: int, samples: int, /) -> None: ...
+    def charge(self, place: int, rows: int, /) -> None:
+        """Note on which writer's account rows were granted: what it has not committed when it ends is given back."""
+
+    def limits(self) -> tuple[float, int, float]:
+        """Return samples_per_insert (0: none), min_rows (0: no rate limiter), slack_samples, as they were found."""
+
+    def set_limits(self, samples_per_insert: float, min_rows: int, slack_samples: float, /) -> None:
+        """Set them, before the segment is published."""

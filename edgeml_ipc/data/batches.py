@@ -11,12 +11,12 @@ from typing import Any, Final
 import numpy as np
 
 from edgeml_ipc.data.chunks import Ints, snapshot
-from edgeml_ipc.data.columns import Array
-from edgeml_ipc.data.gather import Batch, Gather
+from edgeml_ipc.data.reading import ABOUT, Reader, Reading
 from edgeml_ipc.data.storage import Storage
-from edgeml_ipc.errors import BufferEmpty, ConnectionClosed, EdgeMLError
+from edgeml_ipc.errors import BufferEmpty, EdgeMLError
 
 ATTEMPTS: Final = 1000
+ABOUT_SAMPLES: Final = ("sequence", "position", "policy_version", "writer", "flags")
 
 
 class Batches:
@@ -28,9 +28,9 @@ class Batches:
     def __init__(self, storage: Storage, seed: int | None) -> None:
         """Prepare the gathering of the data, and of the data with what is known of each row."""
         self._storage, self._table = storage, storage.table
-        data, about = storage.columns.leaves(), storage.about.leaves()
+        data, about = list(storage.columns.shapes), [ABOUT + name for name in ABOUT_SAMPLES]
         self._data_leaves = len(data)
-        self._gathers = {False: Gather(data), True: Gather([*data, *about])}
+        self._readers = {False: Reader(storage, data), True: Reader(storage, [*data, *about])}
         self._rng = np.random.default_rng(seed)
         self._rng_lock = Lock()
 
@@ -39,26 +39,42 @@ class Batches:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
         rows, stamps = self._draw(batch_size)
-        gather = self._gathers[about]
-        batch = gathered(gather, rows)
-        redrawn = self._redraw(gather, batch, rows, stamps)
+        reader = self._readers[about]
+        reading = reader.read(rows)
+        redrawn = self._redraw(reader, reading, rows, stamps)
         self._table.tally(batch_size, redrawn)
-        tree = self._storage.columns.tree(batch.arrays[: self._data_leaves])
+        tree = self._storage.columns.tree(reading.arrays[: self._data_leaves])
         if about:
-            tree["about"] = self._storage.about.tree(batch.arrays[self._data_leaves :])
+            tree["about"] = dict(zip(ABOUT_SAMPLES, reading.arrays[self._data_leaves :], strict=True))
         return tree
+
+    def generator_state(self) -> dict[str, Any]:
+        """Return the state of the random generator, as numpy gives it."""
+        with self._rng_lock:
+            state: dict[str, Any] = dict(self._rng.bit_generator.state)
+            return state
+
+    def set_generator_state(self, state: dict[str, Any]) -> None:
+        """Go on drawing from a state that `generator_state` returned."""
+        with self._rng_lock:
+            self._rng.bit_generator.state = state
+
+    def missing(self) -> str:
+        """Say what there is, for a message of one who waited for more."""
+        inserted, held, *_ = self._table.counts()
+        return f"{inserted} rows were inserted, {held} are held"
 
     def close(self) -> None:
         """Let go of the columns; batches stay as they are. Idempotent."""
-        for gather in self._gathers.values():
-            gather.close()
+        for reader in self._readers.values():
+            reader.close()
 
     def stats(self) -> dict[str, int]:
         """Return counters of the memory of batches: blocks allocated, reused, and idle now."""
-        each = [gather.stats() for gather in self._gathers.values()]
+        each = [reader.stats() for reader in self._readers.values()]
         return {key: sum(counters[key] for counters in each) for key in each[0]}
 
-    def _redraw(self, gather: Gather, batch: Batch, rows: Ints, stamps: Ints) -> int:
+    def _redraw(self, reader: Reader, reading: Reading, rows: Ints, stamps: Ints) -> int:
         """Replace the copies of rows that were overwritten meanwhile, until there are none; return how many those were."""
         redrawn = 0
         places: Ints = np.arange(len(rows))
@@ -71,7 +87,7 @@ class Batches:
             places = places[~whole]  # the others are good, whatever becomes of their rows
             rows, stamps = self._draw(lost)
             whole = np.empty(lost, np.bool_)
-            patched(gather, batch, rows, places)
+            reader.patch(reading, rows, places)
         raise overtaken(self._storage.capacity)
 
     def _draw(self, count: int) -> tuple[Ints, Ints]:
@@ -103,19 +119,3 @@ def overtaken(capacity: int) -> EdgeMLError:
         f"rows of the sample were overwritten while they were copied, {ATTEMPTS} times over: writers go round the "
         f"{capacity} rows faster than they can be read; make the capacity larger"
     )
-
-
-def gathered(gather: Gather, rows: Array | list[Array]) -> Batch:
-    """Gather rows that are in range. Raises `ConnectionClosed`: the buffer was closed meanwhile."""
-    try:
-        return gather(rows)
-    except ValueError as error:
-        raise ConnectionClosed("the buffer was closed on this side") from error
-
-
-def patched(gather: Gather, batch: Batch, rows: Array | list[Array], at: Array | list[Array]) -> None:
-    """Copy other rows over places of a batch. Raises `ConnectionClosed`: the buffer was closed meanwhile."""
-    try:
-        gather.patch(batch, rows, at)
-    except ValueError as error:
-        raise ConnectionClosed("the buffer was closed on this side") from error

@@ -1,13 +1,13 @@
-"""Columns: a tree of transitions stored as one numpy array per leaf, `(capacity, *shape)`.
+"""Columns: the fields of a tree of transitions, and whether what is given fits them.
 
-Knows shapes, dtypes and rows; knows nothing of memory, episodes, ids or sampling.
+Knows names, shapes and dtypes; knows nothing of memory, episodes, ids or sampling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -71,92 +71,42 @@ def dtype_of(name: str) -> np.dtype[Any]:
     return dtype
 
 
-def gather(columns: Iterable[Array], rows: npt.NDArray[np.int64]) -> list[Array]:
-    """Copy rows out of each column: arrays `(len(rows), *shape)` of the caller's. Every row must be in range."""
-    return [column.take(rows, axis=0, mode="clip") for column in columns]
-
-
-_PLAIN: Final = {"f": float, "b": bool}  # the Python types that need no look at their value
-
-
-def _collect_exact(tree: Any, plan: Mapping[str, Any], found: list[Any]) -> bool:
-    """Append the leaves of one item if all are just as they are stored, which needs no further check; tell whether they are."""
-    if type(tree) is not dict or len(tree) != len(plan):
-        return False
-    for key, wanted in plan.items():
-        value = tree.get(key)
-        if type(wanted) is dict:
-            if not _collect_exact(value, wanted, found):
-                return False
-            continue
-        shape, dtype, plain, _ = wanted
-        if isinstance(value, (np.ndarray, np.generic)):
-            if value.shape != shape or value.dtype != dtype:
-                return False
-        elif type(value) is not plain or shape:
-            return False
-        found.append(value)
-    return True
-
-
-def _names_in(plan: Mapping[str, Any]) -> list[str]:
-    """List the columns in the order in which a walk through the plan meets them."""
-    return [name for entry in plan.values() for name in (_names_in(entry) if type(entry) is dict else [entry[3]])]
-
-
 class Columns:
-    """One array per leaf of a tree, all with the same number of rows.
+    """The fields of an item, a tree with a shape and a dtype for each leaf, and the arrays that store them."""
 
-    Threads and processes: no locks; the owner serialises writes.
-    """
-
-    def __init__(self, shapes: Iterable[DataShape], arrays: Iterable[Array]) -> None:
-        """Give `arrays`, of `capacity` rows each, the names of `shapes`."""
+    def __init__(self, shapes: Iterable[DataShape], arrays: Mapping[str, Array]) -> None:
+        """Name the fields of an item; `arrays` has those that are stored, by name."""
         self.shapes = {shape.name: shape for shape in shapes}
+        self.arrays = dict(arrays)
+        self._dtypes = {name: dtype_of(shape.dtype) for name, shape in self.shapes.items()}
         self._paths: dict[str, Path] = {name: tuple(name.split(".")) for name in self.shapes}
-        self.arrays: dict[str, Array] = dict(zip(self.shapes, arrays, strict=True))
         self._known = {path[:depth] for path in self._paths.values() for depth in range(1, len(path) + 1)}
         names = set(self._paths.values())
         for path in names:
             if any(path[:depth] in names for depth in range(1, len(path))):
                 raise ValueError(f"a field cannot be an array and have fields within it: {'.'.join(path)!r}")
-        self._plan: dict[str, Any] = self._tree(
-            {name: (array.shape[1:], array.dtype, _PLAIN.get(array.dtype.kind), name) for name, array in self.arrays.items()}
-        )
-        self._is_in_order = _names_in(self._plan) == list(self.shapes)
 
-    def check(self, tree: Mapping[str, Any], rows: int | None) -> list[Array]:
-        """Turn one tree into arrays, one per column, that fit the columns exactly.
+    def check(self, tree: Mapping[str, Any], rows: int | None, names: Iterable[str] | None = None) -> list[Array]:
+        """Turn one tree into arrays that fit the fields exactly.
 
         Args:
-            tree: nested dict with the fields of the columns, all of them and no others.
+            tree: nested dict with the fields, and no others.
             rows: None for one item; otherwise the leading size that each field must have.
+            names: the fields that are wanted; None: all.
         Raises:
             ValueError: a field is missing, unknown, or has another shape, or an integer does not fit.
             TypeError: a field's dtype does not convert.
         """
-        if rows is None and self._is_in_order:
-            exact: list[Any] = []
-            if _collect_exact(tree, self._plan, exact):
-                return exact
         self._refuse_unknown(tree, ())
-        return [self._fit(shape, _look_up(tree, self._paths[name]), rows) for name, shape in self.shapes.items()]
-
-    def write(self, rows: Array | slice | int, values: Sequence[Array]) -> None:
-        """Write values that `check` returned."""
-        for column, value in zip(self.arrays.values(), values, strict=True):
-            column[rows] = value
-
-    def leaves(self) -> list[Array]:
-        """Return the arrays in the order of the shapes."""
-        return list(self.arrays.values())
+        wanted = self.shapes if names is None else names
+        return [self._fit(self.shapes[name], _look_up(tree, self._paths[name]), rows) for name in wanted]
 
     def tree(self, leaves: Iterable[Any]) -> dict[str, Any]:
-        """Return a nested dict of `leaves`, one per column in the order of the shapes."""
+        """Return a nested dict of `leaves`, one per field in their order."""
         return self._tree(dict(zip(self.shapes, leaves, strict=True)))
 
     def views(self) -> dict[str, Any]:
-        """Return the columns themselves as a nested dict of read-only views."""
+        """Return what is stored as a nested dict of read-only views."""
         views = {name: column.view() for name, column in self.arrays.items()}
         for view in views.values():
             view.flags.writeable = False
@@ -191,7 +141,7 @@ class Columns:
             raise ValueError(f"{shape.name!r} is ragged; an array of shape {required} is required") from error
         if array.shape != required:
             raise ValueError(f"{shape.name!r} has shape {array.shape}; {required} is required")
-        dtype = self.arrays[shape.name].dtype
+        dtype = self._dtypes[shape.name]
         if array.dtype == dtype:
             return array
         if not np.can_cast(array.dtype, dtype, "same_kind"):
@@ -211,3 +161,8 @@ def _look_up(tree: Any, path: Path) -> Any:
             raise ValueError(f"the field {'.'.join(path)!r} is missing; got the keys {sorted(map(str, node))}")
         node = node[key]
     return node
+
+
+def as_bytes(array: Array) -> Array:
+    """Return the bytes of an array as one run, whatever its dtype (bfloat16 exports no buffer of its own)."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

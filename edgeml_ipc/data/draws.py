@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeml_ipc.data.gather import Rows
-from edgeml_ipc.data.priority import Drawn, Priorities, importance_weights
+from edgeml_ipc.data.priority import Priorities, Weights
 from edgeml_ipc.errors import BufferEmpty
 
 Mask = npt.NDArray[np.bool_]
@@ -107,14 +107,12 @@ def draw_anchors(
     sample_range: tuple[int, int] = (0, 1),
     *,
     min_length: int = 1,
-    accept: Accept | None = None,
 ) -> Rows:
     """Draw steps uniformly, with replacement, from all whose window lies in their episode.
 
     Args:
         sample_range: the window `[anchor + begin, anchor + end)`; the anchor itself must be there too.
         min_length: episodes of which fewer steps are held are left out.
-        accept: tells which anchors may be used (new enough, say); None: all.
     Returns:
         `(count,)` rows.
     Raises:
@@ -128,55 +126,88 @@ def draw_anchors(
         if min_length > last - first + 1:
             fits &= before + steps.after(ends) + 1 >= min_length
         ends = ends[fits]
-        anchors = steps.shift(ends, np.full(ends.shape, -last)) if last else ends
-        return anchors if accept is None else anchors[accept(anchors)]
+        return steps.shift(ends, np.full(ends.shape, -last)) if last else ends
 
     def listed(missing: int) -> Rows:
         every = eligible(steps.rows())
         if not len(every):
-            raise BufferEmpty(_nothing_fits(steps, sample_range, min_length, accept))
+            raise BufferEmpty(_nothing_fits(steps, sample_range, min_length))
         return every[rng.integers(0, len(every), missing)]
 
     return _filled(count, lambda wanted: eligible(steps.draw(rng, wanted)), listed)
 
 
-def draw_prioritized(
-    steps: Steps,
-    priorities: Priorities,
+class Proposals(Protocol):
+    """Rows with a probability each, from which anchors are taken: any that is proposed, unless its window does not fit."""
+
+    def propose(self, rng: np.random.Generator, count: int) -> Rows:
+        """Draw up to `count` rows with replacement: all of them, or what is left after rejecting."""
+
+    def listed(self) -> tuple[Rows, Weights | None]:
+        """Return each row that can be proposed once, and their weights; None: all are equal."""
+
+
+def draw_proposed(
+    steps: Callable[[], Steps],
+    proposals: Proposals,
     rng: np.random.Generator,
     count: int,
     sample_range: tuple[int, int] = (0, 1),
-    *,
     min_length: int = 1,
-    accept: Accept | None = None,
-    beta: float | None = None,
-) -> Drawn:
-    """Draw steps by priority from all whose window lies in their episode; arguments and errors as `draw_anchors`.
+) -> Rows:
+    """Draw steps as they are proposed from all whose window lies in their episode; arguments and errors as `draw_anchors`.
 
-    A row must have a priority only while `steps` holds it. Importance weights are those of `Priorities.sample`.
+    Args:
+        steps: called only if there is a window to look at.
     """
     first, last = _window(count, sample_range)
 
-    def eligible(rows: Rows) -> Rows:
-        before, after = steps.before(rows), steps.after(rows)
-        rows = rows[(before >= -first) & (after >= last) & (before + after + 1 >= min_length)]
-        return rows if accept is None else rows[accept(rows)]
-
-    def listed(missing: int) -> Rows:
-        every = eligible(steps.rows())
-        weights = priorities.tree.get(every)
-        if not weights.sum() > 0:
-            raise BufferEmpty(_nothing_fits(steps, sample_range, min_length, accept))
-        return rng.choice(every, missing, p=weights / weights.sum())
-
-    rounds = iter([True])  # the first round is stratified; those that make up for rejected rows cannot be
+    def fits(rows: Rows) -> Mask:
+        if first == last == 0 and min_length <= 1:
+            return np.ones(rows.shape, bool)
+        before, after = steps().before(rows), steps().after(rows)
+        fitting: Mask = (before >= -first) & (after >= last) & (before + after + 1 >= min_length)
+        return fitting
 
     def drawn(wanted: int) -> Rows:
-        return eligible(priorities.tree.sample(rng, wanted, stratified=next(rounds, False))[0])
+        rows = proposals.propose(rng, wanted)
+        return rows[fits(rows)]
 
-    rows = _filled(count, drawn, listed)
-    weights = np.maximum(priorities.tree.get(rows), priorities.tree.least)  # a row may have been removed meanwhile
-    return Drawn(rows, importance_weights(weights, priorities.tree.least, priorities.beta if beta is None else beta))
+    def listed(missing: int) -> Rows:
+        rows, weights = proposals.listed()
+        fitting = fits(rows)
+        rows = rows[fitting]
+        weights = np.ones(len(rows)) if weights is None else weights[fitting]
+        if not weights.sum() > 0:
+            reason = _nothing_fits(steps(), sample_range, min_length)
+            raise BufferEmpty(f"{reason}; {len(fitting)} rows may be anchors by priority, age and policy version")
+        return rng.choice(rows, missing, p=weights / weights.sum())
+
+    return _filled(count, drawn, listed)
+
+
+class ByPriority:
+    """`Proposals` in proportion to priorities.
+
+    A row must have a priority only while the steps hold it.
+    """
+
+    def __init__(self, priorities: Priorities, steps: Callable[[], Steps], accept: Accept | None = None) -> None:
+        """Take the rows that `accept` accepts; None: all."""
+        self._tree, self._steps, self._accept = priorities.tree, steps, accept
+        self._stratified = True  # the first round; those that make up for rejected rows cannot be
+
+    def propose(self, rng: np.random.Generator, count: int) -> Rows:
+        """Draw rows by priority."""
+        rows = self._tree.sample(rng, count, stratified=self._stratified)[0]
+        self._stratified = False
+        return rows if self._accept is None else rows[self._accept(rows)]
+
+    def listed(self) -> tuple[Rows, Weights]:
+        """Return all rows and their priorities."""
+        rows = self._steps().rows()
+        rows = rows if self._accept is None else rows[self._accept(rows)]
+        return rows, self._tree.get(rows)
 
 
 def check_window(name: str, begin: int, end: int) -> None:
@@ -211,10 +242,10 @@ def _filled(count: int, draw: Callable[[int], Rows], listed: Callable[[int], Row
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-def _nothing_fits(steps: Steps, sample_range: tuple[int, int], min_length: int, accept: Accept | None) -> str:
+def _nothing_fits(steps: Steps, sample_range: tuple[int, int], min_length: int) -> str:
     rows = steps.rows()
     longest = int((steps.before(rows) + steps.after(rows)).max(initial=-1)) + 1
     return (
         f"none of {len(rows)} rows fits: sample_range {sample_range} and min_length {min_length} are required, "
-        f"the longest episode has {longest} steps{'' if accept is None else ', and accept refused the rest'}"
+        f"the longest episode has {longest} steps"
     )

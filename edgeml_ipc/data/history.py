@@ -8,7 +8,8 @@ import numpy as np
 
 from edgeml_ipc.data.batches import ATTEMPTS
 from edgeml_ipc.data.chunks import Ints, snapshot
-from edgeml_ipc.data.columns import Array, gather
+from edgeml_ipc.data.columns import Array
+from edgeml_ipc.data.reading import ABOUT, Reader
 from edgeml_ipc.data.storage import Storage
 from edgeml_ipc.data.transitions import UNKNOWN_VERSION
 from edgeml_ipc.errors import EdgeMLError
@@ -23,22 +24,30 @@ class History:
     def __init__(self, storage: Storage) -> None:
         """Read from `storage`."""
         self._storage, self._table = storage, storage.table
-        self._about_names = list(storage.about.shapes)
-        self._leaves = [*storage.columns.leaves(), *storage.about.leaves()]
-        self._data_leaves = len(storage.columns.shapes)
+        self._reader = Reader(storage, [*storage.columns.shapes, f"{ABOUT}policy_version"])
 
     def read_since(self, from_id: int, limit: int | None) -> tuple[int, list[dict[str, Any]], int]:
         """Read copies of what came after `from_id`; see `ReplayBuffer.read_since`."""
         for _ in range(ATTEMPTS):
+            horizon = self._table.horizon()  # before the rows: those below it are all there, or never will be
             rows, stamps = self._rows_since(from_id, limit)
+            below = self._storage.about.arrays["sequence"][rows] < horizon
+            rows, stamps = rows[below], stamps[below]
             sequences = self._storage.about.arrays["sequence"][rows]
-            batch = gather(self._leaves, rows[: None if limit is None else limit])
+            reading = self._reader.read(rows[: None if limit is None else limit])
             if self._table.intact(rows, stamps, np.empty(len(rows), np.bool_)) == 0:
                 break
         else:
             raise EdgeMLError(f"rows after {from_id} were overwritten in each of {ATTEMPTS} attempts to read them")
         first_id = int(sequences[0]) if len(sequences) else from_id + 1
-        return first_id, self._items(batch), first_id - from_id - 1
+        return first_id, self._items(reading.arrays), first_id - from_id - 1
+
+    def items_at(self, rows: Ints, stamps: Ints) -> list[dict[str, Any]]:
+        """Return copies of rows, without those that were overwritten meanwhile."""
+        reading = self._reader.read(rows)
+        whole = np.empty(len(rows), np.bool_)
+        self._table.intact(rows, stamps, whole)
+        return self._items([array[whole] for array in reading.arrays])
 
     def _rows_since(self, from_id: int, limit: int | None) -> tuple[Ints, Ints]:
         """Return the rows after `from_id` with ids that rise by one: some more than `limit`, and at least one, if there are."""
@@ -72,9 +81,8 @@ class History:
         return np.concatenate(rows)[order], np.concatenate(stamps)[order]
 
     def _items(self, batch: list[Array]) -> list[dict[str, Any]]:
-        """Return one nested dict for each row of a batch of all leaves."""
-        data = batch[: self._data_leaves]
-        versions = batch[self._data_leaves + self._about_names.index("policy_version")]
+        """Return one nested dict for each row of a batch of all leaves and the versions."""
+        *data, versions = batch
         items = []
         for i, version in enumerate(versions.tolist()):
             item = self._storage.columns.tree(leaf[i] for leaf in data)

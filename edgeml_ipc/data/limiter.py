@@ -13,65 +13,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from threading import Condition, Lock
-from typing import Protocol
+from threading import Lock
+from typing import NamedTuple, Protocol
 
 from edgeml_ipc._deadline import Deadline
+from edgeml_ipc.data.waiting import Changes, LocalChanges
 from edgeml_ipc.errors import ConnectionClosed, TimeoutError
 
 Allowed = Callable[[int, int], bool]
 
 
-class Ledger(Protocol):
+class Limits(NamedTuple):
+    """What a rate limiter keeps to; see `RateLimiter`."""
+
+    samples_per_insert: float | None
+    min_rows: int
+    slack_samples: float
+
+
+class Ledger(Changes, Protocol):
     """Where the two counts stand, and how to wait until they change: the seam between one process and several."""
 
     def read(self) -> tuple[int, int]:
         """Return (inserted, sampled) in rows."""
 
     def add(self, inserted: int, sampled: int, allowed: Allowed) -> bool:
-        """If `allowed(inserted, sampled)` is true of the counts as they stand, add to them in the same step and wake all."""
+        """If `allowed(inserted, sampled)` is true of the counts as they stand, add to one in the same step and wake all."""
 
-    def wait(self, seen: tuple[int, int], seconds: float | None) -> None:
-        """Return once the counts differ from `seen`, or after `wake`, or after so many seconds, or sooner."""
-
-    def wake(self) -> None:
-        """Let all who wait return."""
+    def give_back(self, inserted: int, sampled: int) -> None:
+        """Subtract from the counts and wake all."""
 
 
-class LocalLedger:
-    """The counts of one process, under a condition variable."""
+class LocalLedger(LocalChanges):
+    """The counts of one process."""
 
     def __init__(self, inserted: int = 0, sampled: int = 0) -> None:
         """Begin with counts, those of a buffer that was loaded, say."""
-        self._changed = Condition()
+        super().__init__()
         self._counts = (inserted, sampled)
-        self._wakes = 0
+        self._lock = Lock()
 
     def read(self) -> tuple[int, int]:
         """Return (inserted, sampled) in rows."""
-        with self._changed:
-            return self._counts
+        return self._counts
 
     def add(self, inserted: int, sampled: int, allowed: Allowed) -> bool:
         """Add to the counts and wake all, if `allowed` says so of them."""
-        with self._changed:
+        with self._lock:
             if not allowed(*self._counts):
                 return False
             self._counts = (self._counts[0] + inserted, self._counts[1] + sampled)
-            self._changed.notify_all()
-            return True
+        self.wake()
+        return True
 
-    def wait(self, seen: tuple[int, int], seconds: float | None) -> None:
-        """Wait until the counts differ from `seen`, for `wake`, or for the time to pass."""
-        with self._changed:
-            wakes = self._wakes
-            self._changed.wait_for(lambda: self._counts != seen or self._wakes != wakes, seconds)
-
-    def wake(self) -> None:
-        """Let all who wait return."""
-        with self._changed:
-            self._wakes += 1
-            self._changed.notify_all()
+    def give_back(self, inserted: int, sampled: int) -> None:
+        """Subtract from the counts and wake all."""
+        self.add(-inserted, -sampled, lambda *_: True)
 
 
 class RateLimiter:
@@ -119,6 +116,7 @@ class RateLimiter:
                 f"slack_samples must be at least (1 + samples_per_insert) / 2 = {(1 + rate) / 2}, got {slack_samples}"
             )
         self.samples_per_insert, self.min_rows, self.slack_samples = samples_per_insert, min_rows, slack
+        self.limits = Limits(samples_per_insert, min_rows, slack)
         self._rate = rate
         self._lowest, self._highest = min_rows * rate - slack, min_rows * rate + slack
         self._ledger: Ledger = LocalLedger() if ledger is None else ledger
@@ -126,26 +124,49 @@ class RateLimiter:
         self._lock = Lock()
         self._counters = {"insert_waits": 0, "sample_waits": 0, "insert_timeouts": 0, "sample_timeouts": 0, "waited_us": 0}
 
-    def await_insert(self, rows: int, timeout: float | None = None) -> None:
+    def await_insert(self, rows: int, timeout: float | None = None, is_stopped: Callable[[], bool] | None = None) -> None:
         """Wait until `rows` rows may be inserted, and count them as inserted.
 
         Args:
             timeout: seconds; None waits for ever, 0 not at all.
+            is_stopped: asked whenever the ledger is woken; if it says so the wait ends as by `close`.
         Raises:
             TimeoutError: the learner did not take enough samples in time; nothing was counted.
             ConnectionClosed: the limiter was closed. ValueError: so many rows at once can never be inserted at this slack.
         """
         self._refuse("insert", rows, rows * self._rate + 1)
-        self._await("insert", rows, timeout, self._may_insert)
+        self._await("insert", rows, timeout, self._may_insert, is_stopped)
 
-    def await_sample(self, rows: int, timeout: float | None = None) -> None:
+    def await_sample(self, rows: int, timeout: float | None = None, is_stopped: Callable[[], bool] | None = None) -> None:
         """Wait until `rows` rows may be sampled, and count them as sampled; arguments and errors as `await_insert`."""
         self._refuse("sample", rows, rows + self._rate)
-        self._await("sample", rows, timeout, self._may_sample)
+        self._await("sample", rows, timeout, self._may_sample, is_stopped)
 
     def take_back(self, *, inserted: int = 0, sampled: int = 0) -> None:
         """Subtract rows that were counted but, for an error, neither inserted nor sampled."""
-        self._ledger.add(-inserted, -sampled, lambda *_: True)
+        self._ledger.give_back(inserted, sampled)
+
+    @property
+    def most_inserts(self) -> int | None:
+        """The most rows that may ever be inserted at once; None: any number."""
+        if not self._rate:
+            return None
+        most = int((2 * self.slack_samples - 1) / self._rate) + 1  # the quotient may have been rounded
+        while most > 1 and most * self._rate + 1 > 2 * self.slack_samples:
+            most -= 1
+        return most
+
+    @property
+    def piece_inserts(self) -> int | None:
+        """How many rows to insert at once so that samples of up to `slack_samples` rows always let them pass; None: any number.
+
+        Larger inserts and samples that wait for each other may both find no room, until one of them gives up.
+        """
+        return max(1, int(self.slack_samples / self._rate)) if self._rate else None
+
+    def wake(self) -> None:
+        """Let all who wait look again, and ask whether they are stopped."""
+        self._ledger.wake()
 
     def close(self) -> None:
         """End all waits, now and later, with `ConnectionClosed`. Idempotent."""
@@ -172,35 +193,46 @@ class RateLimiter:
         if rows < 1:
             raise ValueError(f"the rows to {verb} must be at least 1, got {rows}")
         if self.samples_per_insert is not None and samples > 2 * self.slack_samples:
+            most = self.most_inserts if verb == "insert" else int(2 * self.slack_samples - self._rate)
             raise ValueError(
                 f"cannot {verb} {rows} rows at once: with samples_per_insert {self.samples_per_insert} this needs "
-                f"slack_samples of at least {samples / 2}, got {self.slack_samples}"
+                f"slack_samples of at least {samples / 2}, got {self.slack_samples}, which allows {most} rows at once"
             )
 
-    def _await(self, verb: str, rows: int, timeout: float | None, may: Callable[[int, int, int], bool]) -> None:
-        deadline = Deadline(timeout)
-        waited = False
+    def _await(
+        self,
+        verb: str,
+        rows: int,
+        timeout: float | None,
+        may: Callable[[int, int, int], bool],
+        is_stopped: Callable[[], bool] | None,
+    ) -> None:
+        def grant() -> bool:
+            if self._closed or (is_stopped is not None and is_stopped()):
+                raise ConnectionClosed(f"cannot {verb} {rows} rows: the buffer or its rate limiter was closed")
+            return self._ledger.add(*added, lambda inserted, sampled: may(rows, inserted, sampled))
+
         added = (rows, 0) if verb == "insert" else (0, rows)
+        if grant():
+            return
+        deadline = Deadline(timeout)
+        self._count(f"{verb}_waits", int(timeout != 0))
         try:
             while True:
-                if self._closed:
-                    raise ConnectionClosed(f"cannot {verb} {rows} rows: the rate limiter was closed")
-                seen = self._ledger.read()
-                if self._ledger.add(*added, lambda inserted, sampled: may(rows, inserted, sampled)):
+                seen = self._ledger.begin()
+                if grant():
                     return
                 if deadline.expired:
                     self._count(f"{verb}_timeouts")
                     raise TimeoutError(self._reason(verb, rows, deadline.spent()))
-                waited = waited or self._count(f"{verb}_waits")
                 self._ledger.wait(seen, deadline.remaining())
         finally:
-            if waited:
+            if timeout != 0:
                 self._count("waited_us", int(deadline.spent() * 1e6))
 
-    def _count(self, name: str, amount: int = 1) -> bool:
+    def _count(self, name: str, amount: int = 1) -> None:
         with self._lock:
             self._counters[name] += amount
-        return True
 
     def _reason(self, verb: str, rows: int, seconds: float) -> str:
         inserted, sampled = self._ledger.read()
@@ -216,3 +248,10 @@ class RateLimiter:
             f"sampled, samples_per_insert is {self.samples_per_insert}, min_rows {self.min_rows}, "
             f"slack_samples {self.slack_samples}"
         )
+
+
+def limits_in(samples_per_insert: float, min_rows: int, slack_samples: float) -> Limits | None:
+    """Return the limits that a segment's header has, or None if it has none. Raises ValueError: they are no limits."""
+    if min_rows == 0:
+        return None
+    return RateLimiter(samples_per_insert or None, min_rows=min_rows, slack_samples=slack_samples).limits

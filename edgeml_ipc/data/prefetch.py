@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from threading import Condition, Thread, current_thread
 from typing import Any
 
@@ -72,14 +72,14 @@ class Prefetcher:
     Threads and processes: any thread may ask for the next batch; each batch goes to one of them.
     """
 
-    def __init__(self, make: Callable[[], Any], size: int) -> None:
-        """Start a thread that keeps up to `size` results of `make` ready."""
+    def __init__(self, make: Callable[[], Any], size: int, stop: Callable[[], None] | None = None) -> None:
+        """Start a thread that keeps up to `size` results of `make` ready. `stop` lets a `make` that waits return."""
         if size < 1:
             raise ValueError(f"size must be at least 1 batch, got {size}")
         self._queue = _Queue(size)
         self._thread = Thread(target=self._queue.fill, args=(make,), name="edgeml_ipc-prefetch", daemon=True)
         self._thread.start()
-        self._finalizer = weakref.finalize(self, _finish, self._queue, self._thread)
+        self._finalizer = weakref.finalize(self, _finish, self._queue, self._thread, stop)
 
     def __iter__(self) -> Prefetcher:
         return self
@@ -110,8 +110,7 @@ class Prefetcher:
         Raises:
             TimeoutError: the source does not return; its thread is left to end when it does.
         """
-        self._finalizer.detach()
-        _finish(self._queue, self._thread)
+        self._finalizer()
         if self._thread.is_alive() and self._thread is not current_thread():
             raise TimeoutError(
                 f"the source of the batches did not return within {_JOIN_SECONDS} s of closing; its thread goes on"
@@ -129,7 +128,15 @@ class Prefetcher:
             return {"made": self._queue.made, "ready": len(self._queue.ready), "waits": self._queue.waits}
 
 
-def prefetch(sample: Callable[[int], Any], batch_size: int, size: int = 2, device: Any = None) -> Prefetcher:
+def prefetch(
+    sample: Callable[[int], Any],
+    batch_size: int,
+    size: int = 2,
+    device: Any = None,
+    *,
+    on_host: Collection[tuple[str | int, ...]] = (),
+    stop: Callable[[], None] | None = None,
+) -> Prefetcher:
     """Keep batches of `sample` ready on a JAX device.
 
     The thread calls `sample(batch_size)`, copies its numpy arrays, and moves the copies to the device. Batches come in the
@@ -140,6 +147,8 @@ def prefetch(sample: Callable[[int], Any], batch_size: int, size: int = 2, devic
         batch_size: handed to `sample`.
         size: how many batches are kept ready; each takes a batch's memory on the device.
         device: a JAX device or sharding; None: JAX's default.
+        on_host: paths (keys and indices, from the root of the tree) of leaves that stay as they are.
+        stop: called when the iterator is closed or dropped, to let a `sample` that waits return or raise; None: it never waits.
     Returns:
         An iterator over trees of JAX arrays. Close it, or use it in a `with` block; its thread also ends when it is dropped.
     Raises:
@@ -155,17 +164,23 @@ def prefetch(sample: Callable[[int], Any], batch_size: int, size: int = 2, devic
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
 
-    def make() -> Any:
-        return jax.device_put(jax.tree.map(_private_copy, sample(batch_size)), device)
+    def moved(path: tuple[Any, ...], leaf: Any) -> Any:
+        kept = tuple(getattr(entry, "key", getattr(entry, "idx", None)) for entry in path) in on_host
+        return leaf if kept else jax.device_put(_private_copy(leaf), device)
 
-    return Prefetcher(make, size)
+    def make() -> Any:
+        return jax.tree_util.tree_map_with_path(moved, sample(batch_size))
+
+    return Prefetcher(make, size, stop)
 
 
 def _private_copy(leaf: Any) -> Any:
     return np.array(leaf, copy=True) if isinstance(leaf, np.ndarray) else leaf
 
 
-def _finish(queue: _Queue, thread: Thread) -> None:
+def _finish(queue: _Queue, thread: Thread, stop: Callable[[], None] | None) -> None:
     queue.stop()
+    if stop is not None:
+        stop()
     if thread is not current_thread():
         thread.join(_JOIN_SECONDS)

@@ -40,6 +40,18 @@ class Tree(Protocol):
     def set(self, rows: Rows, weights: Weights, /) -> None:
         """Set weights; of a row that is named twice the last one counts."""
 
+    def update(
+        self, handles: Rows, errors: Weights, stamps: Rows, stride_bits: int, epsilon: float, alpha: float, /
+    ) -> tuple[int, float]:
+        """Set the weights (|error| + epsilon)^alpha of the rows that are of the generation in their handle.
+
+        Args:
+            handles: generation * capacity + row. stamps: `(capacity,)`, of each row, below 0 if it is not held; the
+                generation is what is left without the lowest `stride_bits`.
+        Returns:
+            how many those are, and the greatest of the weights set.
+        """
+
     def fill(self, begin: int, end: int, weight: float, /) -> None:
         """Set the rows from `begin` up to `end` to one weight."""
 
@@ -74,6 +86,20 @@ class NumpyTree:
         if not np.all((weights >= 0) & (weights <= MAX_WEIGHT)):
             raise ValueError(f"weights must be from 0 to {MAX_WEIGHT}, got {weights.min()} to {weights.max()}")
         self._weights[rows] = weights
+
+    def update(
+        self, handles: Rows, errors: Weights, stamps: Rows, stride_bits: int, epsilon: float, alpha: float, /
+    ) -> tuple[int, float]:
+        """Set the weights of the rows that are of the generation in their handle; see `Tree`."""
+        if handles.size and handles.min() < 0:
+            bad = int(np.flatnonzero(handles < 0)[0])
+            raise IndexError(f"indices[{bad}] is {handles[bad]}; it must be at least 0")
+        check_finite(errors)
+        generation, rows = np.divmod(handles, len(self._weights))
+        held = stamps[rows] >> stride_bits == generation
+        weights = (np.abs(errors) + epsilon) ** alpha
+        self.set(rows[held], weights[held])
+        return int(np.count_nonzero(held)), float(weights[held].max(initial=0.0))
 
     def fill(self, begin: int, end: int, weight: float, /) -> None:
         """Set the rows from `begin` up to `end` to one weight."""
@@ -156,6 +182,17 @@ class SumTree:
         with self._lock:
             self._tree.set(at, values)
 
+    def update(
+        self, handles: Rows, errors: Weights, stamps: Rows, stride_bits: int, epsilon: float, alpha: float
+    ) -> tuple[int, float]:
+        """Set the weights (|error| + epsilon)^alpha of the rows that are of the generation in their handle; see `Tree`.
+
+        Raises:
+            IndexError: a handle below 0. ValueError: an error that is not finite. Nothing was changed.
+        """
+        with self._lock:
+            return self._tree.update(handles, errors, stamps, stride_bits, epsilon, alpha)
+
     def fill(self, begin: int, end: int, weight: float) -> None:
         """Set the weights of the rows from `begin` up to `end` to one value; raises as `set` does."""
         with self._lock:
@@ -185,13 +222,13 @@ class SumTree:
             raise ValueError(f"count must be at least 1 row, got {count}")
         parts = rng.random(count)
         if stratified:
-            parts = (parts + np.arange(count)) / count
+            parts += np.arange(count)
         rows, weights = np.empty(count, np.int64), np.empty(count)
         with self._lock:
             total = self._tree.total
             if total <= 0:
                 raise BufferEmpty(f"cannot draw {count} rows: all {self.capacity} weights are 0")
-            self._tree.find(parts * total, rows, weights)
+            self._tree.find(parts * (total / count if stratified else total), rows, weights)
         return rows, weights
 
 
@@ -268,17 +305,22 @@ class Priorities:
             IndexError: a row that there is not. ValueError: an error that is not finite. Nothing was changed.
         """
         at = np.ascontiguousarray(rows, np.int64).ravel()
-        given = np.abs(np.asarray(errors, np.float64).ravel())
+        given = np.asarray(errors, np.float64).ravel()
         if given.shape != at.shape:
             raise ValueError(f"got {at.size} rows and {given.size} errors")
-        if not np.isfinite(given).all():
-            bad = int(np.flatnonzero(~np.isfinite(given))[0])
-            raise ValueError(f"errors[{bad}] is {np.asarray(errors).ravel()[bad]}; it must be finite")
-        weights = (given + self.epsilon) ** self.alpha
+        check_finite(given)
+        weights = (np.abs(given) + self.epsilon) ** self.alpha
         with self._lock:
             here = self.tree.get(at) > 0
             self.tree.set(at[here], weights[here])
             self._greatest = max(self._greatest, float(weights.max(initial=0.0)))
+
+    def update_held(self, handles: Rows, errors: Weights, stamps: Rows, stride_bits: int) -> int:
+        """Set priorities of the rows that are of the generation in their handle, and return how many; see `Tree.update`."""
+        with self._lock:
+            held, greatest = self.tree.update(handles, errors, stamps, stride_bits, self.epsilon, self.alpha)
+            self._greatest = max(self._greatest, greatest)
+        return held
 
     def sample(self, rng: np.random.Generator, count: int, *, beta: float | None = None, stratified: bool = True) -> Drawn:
         """Draw rows by priority; arguments and errors as `SumTree.sample`.
@@ -295,6 +337,14 @@ class Priorities:
         self._count += (end - begin if weight > 0 else 0) - int(before)
 
 
+def check_finite(errors: Weights) -> None:
+    """Raise `ValueError` unless all errors are finite."""
+    finite = np.isfinite(errors)
+    if not finite.all():
+        bad = int(np.flatnonzero(~finite)[0])
+        raise ValueError(f"errors[{bad}] is {errors[bad]}; it must be finite")
+
+
 def importance_weights(weights: Weights, least: float, beta: float) -> npt.NDArray[np.float32]:
     """Return (N P(i))^-beta over its greatest value: (weight / least weight)^-beta, since N and the total cancel out.
 
@@ -302,4 +352,4 @@ def importance_weights(weights: Weights, least: float, beta: float) -> npt.NDArr
         weights: of the drawn rows, all positive. least: the least positive weight of all rows.
     """
     result: Array = (least / weights) ** beta
-    return np.minimum(result, 1.0).astype(np.float32)
+    return np.minimum(result, 1.0, out=result).astype(np.float32)

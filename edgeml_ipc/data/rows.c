@@ -1,4 +1,6 @@
-/* Chunks: claimed by compare-and-swap, written by one, read by all. See docs/replay.md for the ordering. */
+/* Chunks: claimed by compare-and-swap, written by one, read by all. See docs/replay.md for the ordering.
+ *
+ * This file is longer than 400 lines because the writer's steps and the reader's are two halves of one protocol. */
 #define _GNU_SOURCE
 #include "rows.h"
 
@@ -18,24 +20,32 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_CHAR_LOCK_FREE == 2, "atomi
 
 uint64_t erb_chunks_for(uint64_t capacity, uint64_t chunk_rows) { return (capacity + chunk_rows - 1) / chunk_rows; }
 
-uint64_t erb_schema_at(uint64_t capacity, uint64_t chunk_rows, uint64_t writer_slots) {
-    if (capacity < 1 || capacity > MAX_CAPACITY || chunk_rows < 1 || chunk_rows > capacity) return 0;
-    if (writer_slots < 1 || writer_slots > ERB_MAX_WRITERS || erb_chunks_for(capacity, chunk_rows) > ERB_MAX_CHUNKS) return 0;
-    uint64_t chunks_at = (HEADER_BYTES + writer_slots * sizeof(erb_slot) + 127) & ~(uint64_t)127;
-    return chunks_at + erb_chunks_for(capacity, chunk_rows) * sizeof(erb_chunk);
+uint64_t erb_schema_at(const erb_geometry *g) {
+    if (g->capacity < 1 || g->capacity > MAX_CAPACITY || g->chunk_rows < 1 || g->chunk_rows > g->capacity) return 0;
+    if (g->writer_slots < 1 || g->writer_slots > ERB_MAX_WRITERS || erb_chunks_for(g->capacity, g->chunk_rows) > ERB_MAX_CHUNKS) return 0;
+    if (g->stack < 1 || g->stack > ERB_MAX_STACK || g->cursor_slots > ERB_MAX_CURSORS) return 0;
+    if (g->chunk_frames && (g->chunk_frames < 2 * g->stack || g->chunk_frames > ERB_MAX_FRAMES)) return 0;
+    uint64_t chunks_at = (HEADER_BYTES + g->writer_slots * sizeof(erb_slot) + 127) & ~(uint64_t)127;
+    return chunks_at + erb_chunks_for(g->capacity, g->chunk_rows) * sizeof(erb_chunk) + g->cursor_slots * sizeof(erb_cursor);
 }
 
-int erb_format(void *base, uint64_t bytes, uint64_t capacity, uint64_t chunk_rows, uint64_t writer_slots,
-               uint64_t schema_bytes, const uint8_t incarnation[16]) {
-    uint64_t schema_at = erb_schema_at(capacity, chunk_rows, writer_slots);
+static erb_geometry geometry_of(const erb_header *header) {
+    return (erb_geometry){header->capacity, header->chunk_rows, header->writer_slots, header->chunk_frames, header->stack, header->cursor_slots};
+}
+
+int erb_format(void *base, uint64_t bytes, const erb_geometry *geometry, uint64_t schema_bytes, const uint8_t incarnation[16]) {
+    uint64_t schema_at = erb_schema_at(geometry);
     if (!schema_at || schema_bytes > bytes || schema_at > bytes - schema_bytes) return ERB_DAMAGED;
     erb_header *header = base;
     header->magic = ERB_MAGIC;
     header->version = ERB_VERSION;
     header->segment_bytes = bytes;
-    header->capacity = capacity;
-    header->chunk_rows = chunk_rows;
-    header->writer_slots = writer_slots;
+    header->capacity = geometry->capacity;
+    header->chunk_rows = geometry->chunk_rows;
+    header->writer_slots = geometry->writer_slots;
+    header->chunk_frames = geometry->chunk_frames;
+    header->stack = geometry->stack;
+    header->cursor_slots = geometry->cursor_slots;
     header->schema_bytes = schema_bytes;
     memcpy(header->incarnation, incarnation, sizeof header->incarnation);
     atomic_store_explicit(&header->next_writer, 1, memory_order_relaxed);
@@ -52,36 +62,59 @@ int erb_inspect(const void *base, uint64_t bytes) {
     if (header->magic != ERB_MAGIC) return ERB_FOREIGN;
     if (header->version != ERB_VERSION) return ERB_VERSIONED;
     if (ready != 1) return ERB_UNREADY;
-    uint64_t schema_at = erb_schema_at(header->capacity, header->chunk_rows, header->writer_slots);
+    erb_geometry geometry = geometry_of(header);
+    uint64_t schema_at = erb_schema_at(&geometry);
     if (!schema_at || header->segment_bytes != bytes || header->schema_bytes > bytes) return ERB_DAMAGED;
     return schema_at > bytes - header->schema_bytes ? ERB_DAMAGED : ERB_OK;
 }
 
-int erb_open(void *base, int fd, uint64_t sequence_at, uint64_t flags_at, erb_table **out) {
+/* Whether a column of that many items lies within the segment, behind the schema, in step with its items. */
+static bool fits(uint64_t at, uint64_t items, uint64_t item_bytes, uint64_t schema_at, uint64_t bytes) {
+    return at % item_bytes == 0 && at >= schema_at && at <= bytes && items <= (bytes - at) / item_bytes;
+}
+
+static bool all_fit(const erb_places *p, uint64_t items, uint64_t schema_at, uint64_t bytes) {
+    return fits(p->sequence, items, 8, schema_at, bytes) && fits(p->position, items, 4, schema_at, bytes) &&
+           fits(p->version, items, 4, schema_at, bytes) && fits(p->writer, items, 4, schema_at, bytes) &&
+           fits(p->frame, items, 2, schema_at, bytes) && fits(p->flags, items, 1, schema_at, bytes);
+}
+
+int erb_open(void *base, int fd, const erb_places *places, const erb_column *columns, size_t column_count, erb_table **out) {
     erb_header *header = base;
+    erb_geometry g = geometry_of(header);
+    uint64_t schema_at = erb_schema_at(&g);
+    if (!schema_at || !all_fit(places, g.capacity, schema_at, header->segment_bytes)) return ERB_DAMAGED;
     erb_table *table = calloc(1, sizeof *table);
     if (!table) return ERB_SYSTEM;
     table->header = header;
-    table->capacity = header->capacity;
-    table->chunk_rows = header->chunk_rows;
-    table->writer_slots = header->writer_slots;
-    uint64_t schema_at = erb_schema_at(table->capacity, table->chunk_rows, table->writer_slots);
-    table->chunk_count = schema_at ? erb_chunks_for(table->capacity, table->chunk_rows) : 0;
-    uint64_t bytes = header->segment_bytes, sequence_bytes = table->capacity * sizeof(int64_t);
-    bool fits = schema_at && sequence_at % 8 == 0 && sequence_at >= schema_at && sequence_at <= bytes &&
-                sequence_bytes <= bytes - sequence_at && flags_at >= schema_at && flags_at <= bytes &&
-                table->capacity <= bytes - flags_at;
-    table->fd = fits ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
-    table->writers = table->fd >= 0 ? calloc(table->writer_slots, sizeof *table->writers) : NULL;
-    if (!table->writers) {
-        if (table->fd >= 0) close(table->fd);
+    table->capacity = g.capacity;
+    table->chunk_rows = g.chunk_rows;
+    table->writer_slots = g.writer_slots;
+    table->chunk_frames = g.chunk_frames;
+    table->stack = g.stack;
+    table->cursor_slots = g.cursor_slots;
+    table->chunk_count = erb_chunks_for(table->capacity, table->chunk_rows);
+    table->column_count = column_count;
+    table->columns = malloc((column_count + 1) * sizeof *columns);
+    table->writers = calloc(table->writer_slots, sizeof *table->writers);
+    table->fd = table->columns && table->writers ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
+    if (table->fd < 0) {
+        free(table->columns);
+        free(table->writers);
         free(table);
-        return fits ? ERB_SYSTEM : ERB_DAMAGED;
+        return ERB_SYSTEM;
     }
-    table->slots = (erb_slot *)((uint8_t *)base + HEADER_BYTES);
-    table->chunks = (erb_chunk *)((uint8_t *)base + schema_at) - table->chunk_count;
-    table->sequence = (const int64_t *)((uint8_t *)base + sequence_at);
-    table->flags = (_Atomic uint8_t *)((uint8_t *)base + flags_at);
+    if (column_count) memcpy(table->columns, columns, column_count * sizeof *columns);
+    uint8_t *begin = base;
+    table->slots = (erb_slot *)(begin + HEADER_BYTES);
+    table->cursors = (erb_cursor *)(begin + schema_at) - table->cursor_slots;
+    table->chunks = (erb_chunk *)(void *)table->cursors - table->chunk_count;
+    table->sequence = (int64_t *)(begin + places->sequence);
+    table->position = (int32_t *)(begin + places->position);
+    table->version = (int32_t *)(begin + places->version);
+    table->writer = (int32_t *)(begin + places->writer);
+    table->frame = (uint16_t *)(begin + places->frame);
+    table->flags = (_Atomic uint8_t *)(begin + places->flags);
     while ((uint64_t)1 << table->stride_bits <= table->chunk_rows) table->stride_bits++;
     table->forks = erb_fork_count();
     table->pid_space = erb_pid_space();
@@ -96,6 +129,7 @@ void erb_close(erb_table *table) {
     pthread_mutex_destroy(&table->mutex);
     close(table->fd);
     free(table->writers);
+    free(table->columns);
     free(table);
 }
 
@@ -103,7 +137,7 @@ void erb_close(erb_table *table) {
 
 static uint64_t stride(const erb_table *table) { return (uint64_t)1 << table->stride_bits; }
 
-static uint64_t rows_in(const erb_table *table, uint64_t chunk) {
+uint64_t erb_rows_in(const erb_table *table, uint64_t chunk) {
     uint64_t left = table->capacity - chunk * table->chunk_rows;
     return left < table->chunk_rows ? left : table->chunk_rows;
 }
@@ -112,7 +146,30 @@ static uint64_t rows_in(const erb_table *table, uint64_t chunk) {
 static int split(const erb_table *table, uint64_t chunk, uint64_t stamp, uint64_t *generation, uint64_t *rows) {
     *generation = stamp >> table->stride_bits;
     *rows = stamp & (stride(table) - 1);
-    return *rows <= rows_in(table, chunk) ? ERB_OK : ERB_DAMAGED;
+    return *rows <= erb_rows_in(table, chunk) ? ERB_OK : ERB_DAMAGED;
+}
+
+/* Where the frames of the rows up to the stamp `end` end: there the next ones begin. */
+static uint64_t frames_after(const erb_table *table, uint64_t chunk, uint64_t end) {
+    uint64_t rows = end & (stride(table) - 1);
+    if (!table->chunk_frames || !rows) return 0;
+    uint64_t last = chunk * table->chunk_rows + rows - 1;
+    uint8_t flags = atomic_load_explicit(&table->flags[last], memory_order_relaxed);
+    return (table->frame[last] + (flags & ERB_DETACHED ? table->stack : 1) + 1) % table->chunk_frames;
+}
+
+/* What a writer knows of the chunk that it begins. */
+static void settle_into(const erb_table *table, erb_writer *me, uint64_t chunk, uint64_t generation) {
+    const erb_chunk *c = &table->chunks[chunk];
+    uint64_t ended = atomic_load_explicit(&c->ended, memory_order_relaxed);
+    uint64_t gone = atomic_load_explicit(&c->reserved, memory_order_relaxed) - (generation << table->stride_bits);
+    bool has_old = generation && ended >> table->stride_bits == generation - 1;
+    me->old_rows = has_old ? ended & (stride(table) - 1) : 0;
+    if (me->old_rows > erb_rows_in(table, chunk)) me->old_rows = 0;
+    me->gone = gone < me->old_rows ? gone : me->old_rows;
+    me->frames_begin = me->old_rows ? frames_after(table, chunk, ended) : 0;
+    me->frames_used = 0;
+    me->continues = false;
 }
 
 /* The chunk's lease is mine: begin a generation. Can be begun again after a death at any point. */
@@ -128,15 +185,14 @@ static int begin_generation(erb_table *table, erb_writer *me, uint64_t chunk) {
         atomic_store_explicit(&c->ended, committed, memory_order_relaxed);
     }
     erb_generation *of = &c->of[generation & 1];
-    int64_t previous = me->chunk >= 0 ? me->chunk : -1;
-    uint64_t previous_generation = 0;
-    if (previous >= 0) {
-        previous_generation = me->committed >> table->stride_bits;
-    }
+    bool is_first = me->chunk < 0;
     atomic_store_explicit(&of->writer, me->number, memory_order_relaxed);
-    atomic_store_explicit(&of->previous_chunk, previous, memory_order_relaxed);
-    atomic_store_explicit(&of->previous_generation, previous_generation, memory_order_relaxed);
+    atomic_store_explicit(&of->previous_chunk, me->chunk, memory_order_relaxed);
+    atomic_store_explicit(&of->previous_generation, is_first ? 0 : me->committed >> table->stride_bits, memory_order_relaxed);
+    atomic_store_explicit(&of->previous_rows, is_first ? 0 : (int64_t)(me->committed & (stride(table) - 1)), memory_order_relaxed);
     atomic_store_explicit(&of->rows_before, before + (int64_t)rows, memory_order_relaxed);
+    atomic_store_explicit(&of->writer_rows, me->total, memory_order_relaxed);
+    settle_into(table, me, chunk, generation);
     me->committed = generation << table->stride_bits;
     atomic_store_explicit(&c->committed, me->committed, memory_order_release);
     return ERB_OK;
@@ -149,11 +205,18 @@ static void release_lease(erb_table *table, int64_t chunk) {
     atomic_store_explicit(lease, lease_word(atomic_load_explicit(lease, memory_order_relaxed), 0), memory_order_release);
 }
 
-/* Find the chunk that was claimed longest ago and that nobody writes, and claim it. */
+/* What is left of the generation before in a chunk that is closed early goes now: it is older than what the next chunk holds. */
+static void drop_old_rows(erb_table *table, erb_writer *me) {
+    uint64_t used = me->committed & (stride(table) - 1);
+    if (me->chunk >= 0 && me->old_rows > used) erb_announce(table, me, me->old_rows - used, 0);
+}
+
+/* Find the chunk that was claimed longest ago and that nobody writes, and claim it. The mutex is held. */
 static int claim(erb_table *table, uint32_t place) {
     erb_writer *me = &table->writers[place];
     uint64_t alive[ERB_MAX_WRITERS / 64] = {0}; /* places that were looked at in this claim */
     int64_t found = -1;
+    drop_old_rows(table, me);
     for (uint64_t turn = 0; found < 0 && turn < 2 * table->chunk_count; turn++) {
         uint64_t chunk = atomic_fetch_add_explicit(&table->header->hand, 1, memory_order_relaxed) % table->chunk_count;
         _Atomic uint64_t *lease = &table->chunks[chunk].lease;
@@ -183,29 +246,48 @@ static int claim(erb_table *table, uint32_t place) {
 
 /* ---- writing ------------------------------------------------------------------------------------------------------- */
 
+int erb_claim(erb_table *table, uint32_t place) {
+    pthread_mutex_lock(&table->mutex);
+    int status = claim(table, place);
+    pthread_mutex_unlock(&table->mutex);
+    return status;
+}
+
+/* Say that the next rows, and the frames up to the `frames`-th of this generation, are being overwritten. */
+void erb_announce(erb_table *table, erb_writer *me, uint64_t rows, uint64_t frames) {
+    erb_chunk *c = &table->chunks[me->chunk];
+    uint64_t used = me->committed & (stride(table) - 1), end = used + rows;
+    if (me->gone < end) me->gone = end;
+    while (me->gone < me->old_rows) { /* the frames of an old row may go before the row does */
+        uint64_t first = table->frame[(uint64_t)me->chunk * table->chunk_rows + me->gone] + 1 + table->chunk_frames - table->stack;
+        if (!table->chunk_frames || (first + table->chunk_frames - me->frames_begin) % table->chunk_frames >= frames) break;
+        me->gone++;
+    }
+    uint64_t stamp = me->committed - used + me->gone;
+    if (stamp > atomic_load_explicit(&c->reserved, memory_order_relaxed)) atomic_store_explicit(&c->reserved, stamp, memory_order_relaxed);
+    atomic_thread_fence(memory_order_release); /* whoever sees a byte of the rows sees `reserved` */
+}
+
 int erb_reserve(erb_table *table, uint32_t place, uint64_t rows, int64_t *row, uint64_t *granted, int64_t *sequence) {
     erb_writer *me = &table->writers[place];
     uint64_t used = me->committed & (stride(table) - 1), room = 0;
     if (table->forks != erb_fork_count()) return ERB_FORKED;
-    if (me->chunk >= 0) room = rows_in(table, (uint64_t)me->chunk) - used;
+    if (table->chunk_frames) return ERB_DAMAGED; /* who reserves rows here must say which frames go with them: erb_append */
+    if (me->chunk >= 0) room = erb_rows_in(table, (uint64_t)me->chunk) - used;
     if (!room) {
-        pthread_mutex_lock(&table->mutex);
-        int status = claim(table, place);
-        pthread_mutex_unlock(&table->mutex);
+        int status = erb_claim(table, place);
         if (status) return status;
         used = 0;
-        room = rows_in(table, (uint64_t)me->chunk);
+        room = erb_rows_in(table, (uint64_t)me->chunk);
     }
     if (rows > room) rows = room;
     if (me->sequences && rows > (uint64_t)me->sequences) rows = (uint64_t)me->sequences; /* an attempt that was broken off */
     if (!me->sequences) {
-        me->sequence = atomic_fetch_add_explicit(&table->header->next_sequence, (int64_t)rows, memory_order_relaxed);
+        erb_open_sequence(table, place);
+        me->sequence = atomic_fetch_add_explicit(&table->header->next_sequence, (int64_t)rows, memory_order_seq_cst);
         me->sequences = (int64_t)rows;
     }
-    erb_chunk *c = &table->chunks[me->chunk];
-    uint64_t end = me->committed + rows;
-    if (end > atomic_load_explicit(&c->reserved, memory_order_relaxed)) atomic_store_explicit(&c->reserved, end, memory_order_relaxed);
-    atomic_thread_fence(memory_order_release); /* whoever sees a byte of the rows sees `reserved` */
+    erb_announce(table, me, rows, 0);
     me->open_rows = rows;
     *row = me->chunk * (int64_t)table->chunk_rows + (int64_t)used;
     *granted = rows;
@@ -221,12 +303,39 @@ int erb_commit(erb_table *table, uint32_t place) {
     me->committed += me->open_rows;
     atomic_store_explicit(&c->committed, me->committed, memory_order_release);
     me->last_row = me->chunk * (int64_t)table->chunk_rows + (int64_t)(me->committed & (stride(table) - 1)) - 1;
-    me->sequence += (int64_t)me->open_rows;
-    me->sequences -= (int64_t)me->open_rows;
+    if (me->sequences) {
+        me->sequence += (int64_t)me->open_rows;
+        me->sequences -= (int64_t)me->open_rows;
+        if (!me->sequences) erb_close_sequence(table, place, INT64_MAX);
+    }
+    me->total += (int64_t)me->open_rows;
     me->open_rows = 0;
     if (me->behind >= 0) release_lease(table, me->behind);
     me->behind = -1;
+    erb_changed(table->header);
     return ERB_OK;
+}
+
+/* A reader that saw a number given out sees that its writer had opened before, or that the row is committed: all three steps are
+ * in the one order of sequentially consistent operations. */
+void erb_open_sequence(erb_table *table, uint32_t place) {
+    int64_t next = atomic_load_explicit(&table->header->next_sequence, memory_order_seq_cst);
+    atomic_store_explicit(&table->slots[place].open, next, memory_order_seq_cst);
+}
+
+void erb_close_sequence(erb_table *table, uint32_t place, int64_t from) {
+    atomic_store_explicit(&table->slots[place].open, from, memory_order_release);
+}
+
+int64_t erb_horizon(const erb_table *table) {
+    int64_t horizon = atomic_load_explicit(&table->header->next_sequence, memory_order_seq_cst);
+    for (uint64_t place = 0; place < table->writer_slots; place++) {
+        const erb_slot *slot = &table->slots[place];
+        if (!atomic_load_explicit(&slot->writer, memory_order_acquire)) continue;
+        int64_t open = atomic_load_explicit(&slot->open, memory_order_seq_cst);
+        if (open < horizon) horizon = open;
+    }
+    return horizon;
 }
 
 int erb_mark(erb_table *table, uint32_t place, uint8_t flags) {
@@ -257,9 +366,27 @@ void erb_release_chunks(erb_table *table, uint32_t place) {
     }
     if (last >= 0 && !(atomic_load_explicit(&table->flags[last], memory_order_relaxed) & ERB_LAST))
         atomic_fetch_or_explicit(&table->flags[last], ERB_LAST | ERB_TRUNCATED, memory_order_relaxed);
+    int64_t total = erb_total(table, place);
+    erb_cursor_settle(table, writer, total);
+    erb_grant_settle(table, place, total);
     for (uint64_t chunk = 0; chunk < table->chunk_count; chunk++)
         if ((atomic_load_explicit(&table->chunks[chunk].lease, memory_order_relaxed) & PLACE_MASK) == place + 1u)
             release_lease(table, (int64_t)chunk);
+}
+
+int64_t erb_total(const erb_table *table, uint32_t place) {
+    int64_t writer = atomic_load_explicit(&table->slots[place].writer, memory_order_acquire), total = 0;
+    for (uint64_t chunk = 0; chunk < table->chunk_count; chunk++) {
+        const erb_chunk *c = &table->chunks[chunk];
+        if ((atomic_load_explicit(&c->lease, memory_order_acquire) & PLACE_MASK) != place + 1u) continue;
+        uint64_t generation, rows;
+        if (split(table, chunk, atomic_load_explicit(&c->committed, memory_order_acquire), &generation, &rows)) continue;
+        const erb_generation *of = &c->of[generation & 1];
+        if (atomic_load_explicit(&of->writer, memory_order_relaxed) != writer) continue; /* claimed, and no generation begun */
+        int64_t here = atomic_load_explicit(&of->writer_rows, memory_order_relaxed) + (int64_t)rows;
+        if (here > total) total = here;
+    }
+    return total;
 }
 
 /* ---- reading ------------------------------------------------------------------------------------------------------- */
@@ -339,12 +466,13 @@ int erb_intact(const erb_table *table, const int64_t *rows, const int64_t *stamp
     return ERB_OK;
 }
 
-int erb_previous(const erb_table *table, int64_t row, int64_t stamp, int64_t *chunk, int64_t *generation) {
+int erb_previous(const erb_table *table, int64_t row, int64_t stamp, int64_t previous[3]) {
     if (row < 0 || (uint64_t)row >= table->capacity) return ERB_DAMAGED;
     const erb_generation *of = &table->chunks[(uint64_t)row / table->chunk_rows].of[((uint64_t)stamp >> table->stride_bits) & 1];
-    *chunk = atomic_load_explicit(&of->previous_chunk, memory_order_relaxed);
-    *generation = (int64_t)atomic_load_explicit(&of->previous_generation, memory_order_relaxed);
-    return *chunk >= -1 && *chunk < (int64_t)table->chunk_count ? ERB_OK : ERB_DAMAGED;
+    previous[0] = atomic_load_explicit(&of->previous_chunk, memory_order_relaxed);
+    previous[1] = (int64_t)atomic_load_explicit(&of->previous_generation, memory_order_relaxed);
+    previous[2] = atomic_load_explicit(&of->previous_rows, memory_order_relaxed);
+    return previous[0] >= -1 && previous[0] < (int64_t)table->chunk_count ? ERB_OK : ERB_DAMAGED;
 }
 
 static int64_t last_sequence(const erb_table *table, const erb_span *run, int64_t rows) {
@@ -386,4 +514,5 @@ int erb_count(const erb_table *table, erb_counts *out) {
 void erb_tally(erb_table *table, int64_t sampled, int64_t redrawn) {
     atomic_fetch_add_explicit(&table->header->sampled, sampled, memory_order_relaxed);
     if (redrawn) atomic_fetch_add_explicit(&table->header->redrawn, redrawn, memory_order_relaxed);
+    erb_changed(table->header);
 }

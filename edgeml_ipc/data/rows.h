@@ -3,7 +3,10 @@
  * docs/replay.md is the specification: the byte drawing, who writes what, the memory ordering and the crash story.
  *
  *   rows.c          chunks: claim, reserve, commit; what a reader finds, and whether it still stood after the copy
+ *   rows_append.c   transitions put into rows, their observations into frames
  *   rows_writers.c  the registry of writers: who lives, and what is done for those that died
+ *   rows_cursors.c  up to which item each uploading client's stream is committed
+ *   rows_wait.c     how processes wait until something changes, and the counts of the rate limiter
  *
  * A chunk is a run of rows with at most one writer at a time. Its rows have *stamps*: row i in generation g has the stamp
  * g * stride + i. `reserved` and `committed` are stamps, and only rise. A row is whole if its stamp is below the `committed` of
@@ -21,13 +24,17 @@
 #include <stdint.h>
 
 #define ERB_MAGIC 0x31304c5052454c4dull /* "MLERPL01" */
-#define ERB_VERSION 1
+#define ERB_VERSION 2
 #define ERB_MAX_WRITERS 4096
+#define ERB_MAX_CURSORS 65536
+#define ERB_MAX_FRAMES 65535u /* of a chunk: a row's frame is 16 bits wide */
+#define ERB_MAX_STACK 64
 #define ERB_MAX_CHUNKS (1u << 24)
 #define ERB_FIRST 1u     /* flags of a row: the first of its episode */
 #define ERB_LAST 2u      /* the last of its episode */
 #define ERB_TERMINAL 4u  /* the episode ended of itself */
 #define ERB_TRUNCATED 8u /* the episode was cut, or its writer died */
+#define ERB_DETACHED 16u /* the observation after this row shares no frame with the row's own */
 
 typedef enum {
     ERB_OK = 0,
@@ -39,6 +46,7 @@ typedef enum {
     ERB_DAMAGED = -6,   /* a value that this code never writes */
     ERB_FORKED = -7,    /* the table belongs to the process before fork() */
     ERB_SYSTEM = -8,    /* errno says what */
+    ERB_UNFINISHED = -9, /* the observation that follows the last row is not known */
 } erb_status;
 
 /* ---- what lies in shared memory ------------------------------------------------------------------------------------ */
@@ -53,11 +61,22 @@ typedef struct {
     uint64_t writer_slots;
     uint64_t schema_bytes;
     uint8_t incarnation[16];
+    uint64_t chunk_frames; /* 0: observations are columns like any other */
+    uint64_t stack;        /* frames in an observation */
+    uint64_t cursor_slots;
     _Alignas(128) _Atomic uint64_t hand;         /* tickets given out; ticket t tries chunk t % chunks */
     _Alignas(128) _Atomic int64_t next_sequence; /* rows' sequence numbers given out */
     _Alignas(128) _Atomic int64_t next_writer;   /* writers' numbers given out; the first is 1 */
     _Alignas(128) _Atomic int64_t sampled;       /* rows */
     _Atomic int64_t redrawn;                     /* rows */
+    _Atomic int64_t cursor_clock;                /* ticks with each use of a cursor */
+    _Alignas(128) _Atomic uint32_t wanted;       /* somebody waits for `event` to change */
+    _Atomic uint32_t event;                      /* futex */
+    _Alignas(128) _Atomic int64_t granted_inserts; /* rows, of the rate limiter */
+    _Atomic int64_t granted_samples;               /* rows */
+    double samples_per_insert;                     /* of the creator: these three do not change once it is ready; 0: no rate */
+    double slack_samples;
+    int64_t min_rows; /* 0: no rate limiter */
 } erb_header;
 
 /* Written by the process that holds the lock of its place, or the lock of its recovery. */
@@ -66,13 +85,17 @@ typedef struct {
     _Atomic int64_t pid;
     _Atomic uint64_t start_ticks; /* of the process, since boot; 0 = not known */
     _Atomic uint64_t pid_space;   /* in which `pid` means something */
+    _Atomic int64_t open;         /* no row that the writer is about to commit has a lower sequence number */
+    _Atomic int64_t granted;      /* rows, by the rate limiter, since the writer began */
 } erb_slot;
 
 typedef struct {
     _Atomic int64_t writer;
     _Atomic int64_t previous_chunk; /* of the same writer, -1 = none */
     _Atomic uint64_t previous_generation;
-    _Atomic int64_t rows_before; /* committed in this chunk before this generation */
+    _Atomic int64_t previous_rows; /* that it had in the end */
+    _Atomic int64_t rows_before;   /* committed in this chunk before this generation */
+    _Atomic int64_t writer_rows;   /* committed by this writer before this generation */
 } erb_generation;
 
 /* All but `lease` is written by the holder of the lease only. */
@@ -84,6 +107,19 @@ typedef struct {
     erb_generation of[2];                 /* by generation % 2: this one and the one before */
 } erb_chunk;
 
+/* How far a client's items are committed. Written under the lock of the cursors, but for `base`, which belongs to the writer. */
+typedef struct {
+    _Alignas(64) _Atomic uint64_t key[2]; /* digest of the client's name and of its store's life */
+    _Atomic int64_t writer;               /* that has the stream now, 0 = none */
+    _Atomic int64_t base;    /* while a writer has it: the item wanted next is base + the rows that the writer has committed */
+    _Atomic int64_t next_id; /* while none has it: the item wanted next */
+    _Atomic int64_t used;    /* by `cursor_clock`; 0 = free */
+} erb_cursor;
+
+typedef struct {
+    uint64_t capacity, chunk_rows, writer_slots, chunk_frames, stack, cursor_slots;
+} erb_geometry;
+
 /* ---- what lies in one process -------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -94,15 +130,40 @@ typedef struct {
     uint64_t committed; /* stamp: as in the chunk, which nobody else moves */
     uint64_t open_rows; /* reserved, not yet committed */
     int64_t sequence, sequences; /* taken and not yet committed */
+    int64_t total;               /* rows committed */
+    int64_t position;            /* of the next row in its episode; 0: none is open */
+    int64_t pending_sequence;
+    bool pending;                /* the row after the last committed one is written but for the observation that follows it */
+    bool continues;              /* the last frame is the observation that follows the last row */
+    uint64_t frames_begin, frames_used; /* in `chunk`: the first frame, and how many from there on, modulo chunk_frames */
+    uint64_t old_rows, gone;            /* in `chunk`: rows of the generation before; how many of those stand no more */
 } erb_writer;
+
+typedef enum {
+    ERB_ROWS,   /* one item per row, in its row */
+    ERB_FRAMES, /* one item per frame */
+    ERB_STACKS, /* items of `stack` frames, of which each is stored once */
+} erb_kind;
+
+typedef struct {
+    uint8_t *base;
+    erb_kind kind;
+    uint64_t item_bytes; /* of an item as it is given */
+    uint64_t run_bytes;  /* of ERB_STACKS: how many bytes of a frame lie together in an item */
+} erb_column;
 
 typedef struct {
     erb_header *header;
     erb_slot *slots;
     erb_chunk *chunks;
-    const int64_t *sequence;  /* column */
-    _Atomic uint8_t *flags;   /* column */
-    uint64_t capacity, chunk_rows, chunk_count, writer_slots;
+    erb_cursor *cursors;
+    int64_t *sequence;      /* columns */
+    int32_t *position, *version, *writer;
+    uint16_t *frame;        /* of a row's observation: the newest of its stack, within its chunk */
+    _Atomic uint8_t *flags;
+    erb_column *columns;    /* of the data */
+    size_t column_count;
+    uint64_t capacity, chunk_rows, chunk_count, writer_slots, chunk_frames, stack, cursor_slots;
     unsigned stride_bits; /* stride = 1 << stride_bits, more than chunk_rows */
     int fd; /* a duplicate: its locks live as long as the table */
     unsigned forks;
@@ -123,15 +184,20 @@ typedef struct {
 /* ---- rows.c -------------------------------------------------------------------------------------------------------- */
 
 uint64_t erb_chunks_for(uint64_t capacity, uint64_t chunk_rows);
-uint64_t erb_schema_at(uint64_t capacity, uint64_t chunk_rows, uint64_t writer_slots); /* 0: out of range */
+uint64_t erb_schema_at(const erb_geometry *geometry); /* 0: out of range */
 
-int erb_format(void *base, uint64_t bytes, uint64_t capacity, uint64_t chunk_rows, uint64_t writer_slots,
-               uint64_t schema_bytes, const uint8_t incarnation[16]); /* of zeros; not ready until erb_publish */
+int erb_format(void *base, uint64_t bytes, const erb_geometry *geometry, uint64_t schema_bytes,
+               const uint8_t incarnation[16]); /* of zeros; not ready until erb_publish */
 void erb_publish(void *base);
 int erb_inspect(const void *base, uint64_t bytes); /* whether the header is one of ours and fits its segment */
 
-/* Look at a segment that erb_inspect passed. The fd stays the caller's. */
-int erb_open(void *base, int fd, uint64_t sequence_at, uint64_t flags_at, erb_table **out);
+/* Where the columns of what is known of each row lie, in bytes from the segment's begin. */
+typedef struct {
+    uint64_t sequence, position, version, writer, frame, flags;
+} erb_places;
+
+/* Look at a segment that erb_inspect passed. The fd stays the caller's; `columns` are copied, their memory must outlive the table. */
+int erb_open(void *base, int fd, const erb_places *places, const erb_column *columns, size_t column_count, erb_table **out);
 void erb_close(erb_table *table); /* ends all its writers */
 
 int erb_reserve(erb_table *table, uint32_t place, uint64_t rows, int64_t *row, uint64_t *granted, int64_t *sequence);
@@ -139,14 +205,56 @@ int erb_commit(erb_table *table, uint32_t place);
 int erb_mark(erb_table *table, uint32_t place, uint8_t flags); /* on this writer's last row, if it has one */
 void erb_release_chunks(erb_table *table, uint32_t place);
 
+/* Parts of the above, for rows_append.c. */
+int erb_claim(erb_table *table, uint32_t place);
+uint64_t erb_rows_in(const erb_table *table, uint64_t chunk);
+void erb_announce(erb_table *table, erb_writer *me, uint64_t rows, uint64_t frames);
+
 size_t erb_max_spans(const erb_table *table);
 int erb_snapshot(const erb_table *table, erb_span *spans, size_t *count); /* oldest first */
 int erb_resolve(const erb_span *spans, size_t count, const int64_t *positions, size_t n,
                 int64_t *rows, int64_t *stamps);
 int erb_intact(const erb_table *table, const int64_t *rows, const int64_t *stamps, size_t n, uint8_t *out, size_t *lost);
 int erb_count(const erb_table *table, erb_counts *out);
+int64_t erb_horizon(const erb_table *table); /* rows with lower sequence numbers are committed, or never will be */
+void erb_open_sequence(erb_table *table, uint32_t place); /* before sequence numbers are taken */
+void erb_close_sequence(erb_table *table, uint32_t place, int64_t from); /* afterwards; `from`: those that are yet to be committed */
 void erb_tally(erb_table *table, int64_t sampled, int64_t redrawn);
-int erb_previous(const erb_table *table, int64_t row, int64_t stamp, int64_t *chunk, int64_t *generation);
+/* The chunk, generation and number of rows that the writer of this row's generation filled before. */
+int erb_previous(const erb_table *table, int64_t row, int64_t stamp, int64_t previous[3]);
+
+/* ---- rows_append.c --------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const uint8_t *const *values; /* by column: rows * item_bytes */
+    const uint8_t *const *nexts;  /* by column, NULL for ERB_ROWS: the observations that follow; NULL: not given */
+    const uint8_t *ended, *terminal;
+    const int32_t *versions;
+} erb_input;
+
+int erb_append(erb_table *table, uint32_t place, const erb_input *input, uint64_t rows);
+int erb_end(erb_table *table, uint32_t place); /* the open episode ends as truncated */
+
+/* Where the observations of rows lie, and those after them: `stack` frames for each row, -1 for the row -1. */
+int erb_frames(const erb_table *table, const int64_t *rows, size_t n, int64_t *own, int64_t *next);
+
+/* ---- rows_cursors.c -------------------------------------------------------------------------------------------------- */
+
+int erb_cursor_read(erb_table *table, const uint64_t key[2], int64_t *next_id); /* -1: never heard of */
+int erb_cursor_bind(erb_table *table, const uint64_t key[2], uint32_t place, int64_t next_id);
+void erb_cursor_settle(erb_table *table, int64_t writer, int64_t total); /* its writer writes no more */
+int64_t erb_total(const erb_table *table, uint32_t place); /* rows committed by the writer of a place; its chunks are still held */
+
+/* ---- rows_wait.c ----------------------------------------------------------------------------------------------------- */
+
+uint32_t erb_wait_begin(erb_header *header); /* from now on changes are announced; look at what is waited for after this */
+int erb_wait(erb_header *header, uint32_t seen, uint64_t nanoseconds); /* until `event` is not `seen`, or sooner */
+void erb_changed(erb_header *header); /* after a change that somebody may wait for */
+void erb_wake_all(erb_header *header);
+int erb_granted(erb_header *header, int64_t *inserts, int64_t *samples);
+bool erb_grant(erb_header *header, _Atomic int64_t *count, int64_t seen, int64_t rows); /* false: it is not `seen` */
+void erb_grant_back(erb_header *header, int64_t inserts, int64_t samples);
+void erb_grant_settle(erb_table *table, uint32_t place, int64_t total); /* a writer committed `total` rows, and writes no more */
 
 /* ---- rows_writers.c ------------------------------------------------------------------------------------------------- */
 
@@ -156,5 +264,8 @@ int erb_register(erb_table *table, uint32_t *place, int64_t *number);
 void erb_forget(erb_table *table, uint32_t place); /* its open episode ends as truncated */
 int erb_recover(erb_table *table, uint32_t *recovered); /* do for the dead what they can no more */
 bool erb_recover_place(erb_table *table, uint32_t place); /* the mutex is held; true: it was dead and is recovered */
+bool erb_lock(const erb_table *table, int64_t byte, bool wait); /* of the kernel, on a byte that stands for something */
+void erb_unlock(const erb_table *table, int64_t byte);
+#define ERB_CURSORS_BYTE (2 * ERB_MAX_WRITERS)
 
 #endif

@@ -29,6 +29,16 @@ static int set_lock(const erb_table *table, int64_t byte, short type) {
     return fcntl(table->fd, F_OFD_SETLK, &lock);
 }
 
+bool erb_lock(const erb_table *table, int64_t byte, bool wait) {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = lock_from + byte, .l_len = 1};
+    int status;
+    do status = fcntl(table->fd, wait ? F_OFD_SETLKW : F_OFD_SETLK, &lock);
+    while (status && errno == EINTR);
+    return status == 0;
+}
+
+void erb_unlock(const erb_table *table, int64_t byte) { set_lock(table, byte, F_UNLCK); }
+
 /* Whether somebody else holds the lock. */
 static bool is_locked(const erb_table *table, int64_t byte) {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = lock_from + byte, .l_len = 1};
@@ -103,6 +113,8 @@ static void settle(erb_table *table, uint32_t place, int64_t *number) {
     atomic_store_explicit(&slot->pid, getpid(), memory_order_relaxed);
     atomic_store_explicit(&slot->start_ticks, ticks, memory_order_relaxed);
     atomic_store_explicit(&slot->pid_space, table->pid_space, memory_order_relaxed);
+    atomic_store_explicit(&slot->open, INT64_MAX, memory_order_relaxed);
+    atomic_store_explicit(&slot->granted, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->writer, *number, memory_order_release);
     table->writers[place] = (erb_writer){.number = *number, .chunk = -1, .behind = -1, .last_row = -1};
 }

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from edgeml_ipc.data.draws import Accept, Mask, Steps, check_window, draw_anchors
+from edgeml_ipc.data.draws import Mask, Steps, check_window
 from edgeml_ipc.data.gather import Rows
 from edgeml_ipc.data.priority import Priorities
+
+ANCHOR: Final = -1  # the number of the pick that is the anchors themselves
 
 
 class Pick(NamedTuple):
@@ -32,8 +33,22 @@ class Pick(NamedTuple):
     offset: Rows | None = None
 
 
+class Read(NamedTuple):
+    """A stored field that a sampler needs.
+
+    Attributes:
+        source: its name.
+        pick: which of the sampler's picks says of which rows; `ANCHOR`: of the anchors themselves.
+    """
+
+    source: str
+    pick: int
+
+
 class Sampler(ABC):
     """Chooses the rows of one field, given the anchors of the batch.
+
+    One that needs a single stored field defines `pick` alone.
 
     Attributes:
         source: name of the stored field; None: the one that is called as the field of the batch is.
@@ -46,6 +61,23 @@ class Sampler(ABC):
     def pick(self, steps: Steps, anchors: Rows, rng: np.random.Generator) -> Pick:
         """Return rows for `anchors`, `(batch,)`. Never leaves an anchor's episode, never moves an index to make it fit."""
 
+    def reads(self, field: str) -> list[Read]:
+        """Return the stored fields that the field `field` of a batch is made of."""
+        return [Read(field if self.source is None else self.source, 0)]
+
+    def picks(self, steps: Steps, anchors: Rows, rng: np.random.Generator) -> list[Pick]:
+        """Return all picks that `reads` refers to."""
+        return [self.pick(steps, anchors, rng)]
+
+    def value(self, field: str, stored: list[Any], picks: list[Pick]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Make what goes into the batch's data and mask.
+
+        Args:
+            stored: for each of `reads` its rows, an array or a nested dict; to keep.
+            picks: those of `picks`, and at the end, as `ANCHOR`, that of the anchors.
+        """
+        return {field: stored[0]}, {field: picks[0].mask}
+
 
 class LatestSampler(Sampler):
     """The anchor's own step, `(batch, *item)`."""
@@ -53,6 +85,14 @@ class LatestSampler(Sampler):
     def pick(self, steps: Steps, anchors: Rows, rng: np.random.Generator) -> Pick:
         """Return the anchors."""
         return Pick(anchors, np.ones(anchors.shape, bool))
+
+    def reads(self, field: str) -> list[Read]:
+        """See `Sampler`."""
+        return [Read(field if self.source is None else self.source, ANCHOR)]
+
+    def picks(self, steps: Steps, anchors: Rows, rng: np.random.Generator) -> list[Pick]:
+        """Return none: the anchors are there already."""
+        return []
 
 
 class SequenceSampler(Sampler):
@@ -82,12 +122,35 @@ class SequenceSampler(Sampler):
     def pick(self, steps: Steps, anchors: Rows, rng: np.random.Generator) -> Pick:
         """Return the window of each anchor."""
         if self.squeeze:
-            return _reach(steps, anchors, np.full(anchors.shape, self.begin))
-        return _reach(steps, anchors[:, None], np.arange(self.begin, self.end)[None, :])
+            return reach(steps, anchors, np.full(anchors.shape, self.begin))
+        return reach(steps, anchors[:, None], np.arange(self.begin, self.end)[None, :])
+
+
+class TrajectorySampler(SequenceSampler):
+    """Whole trajectories, `(batch, max_length, *item)`: what is held of an episode, from its first step on, then zeros.
+
+    It makes its config draw anchors so: each is the first held step of an episode, and each episode is equally likely,
+    whatever its length. Other fields of the config follow the same anchors.
+    """
+
+    def __init__(self, max_length: int, source: str | None = None) -> None:
+        """Choose how long.
+
+        Args:
+            max_length: of longer episodes, the first so many steps.
+        Raises:
+            ValueError: `max_length` is below 1.
+        """
+        if max_length < 1:
+            raise ValueError(f"max_length must be at least 1 step, got {max_length}")
+        super().__init__(begin=0, end=max_length, source=source)
+        self.max_length = max_length
 
 
 class FutureSampler(Sampler):
-    """One step of the anchor's own future (the anchor included), for hindsight goals; `Pick.offset` says how far.
+    """One step of the anchor's own future (the anchor included), for hindsight goals.
+
+    In a batch the field `goal`, say, comes with `goal_offset`, `(batch,)` int64: how many steps after the anchor it lies.
 
     UNIFORM: each of the steps from the anchor to the end of its episode, or of the first `max_future`, is equally likely.
     EXPONENTIAL: the offset is k with a probability proportional to exp(-k / lambda_), among the same steps. Nothing piles up at
@@ -145,13 +208,39 @@ class FutureSampler(Sampler):
             offsets = np.minimum((-self.lambda_ * np.log1p(-share)).astype(np.int64), limit - 1)  # rounding only
         return Pick(steps.shift(anchors, offsets), np.ones(anchors.shape, bool), offsets)
 
+    def value(self, field: str, stored: list[Any], picks: list[Pick]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `Sampler`."""
+        return {field: stored[0], f"{field}_offset": picks[0].offset}, {field: picks[0].mask}
+
 
 class PrioritySampler(Sampler):
-    """Lets a config draw anchors by priority: `draw_prioritized` with `priorities(capacity)`; rows as `LatestSampler`."""
+    """Makes its config draw anchors by priority (proportional prioritized experience replay).
 
-    def __init__(self, alpha: float = 0.6, beta: float = 0.4, epsilon: float = 1e-6, source: str | None = None) -> None:
+    Its field is no stored one. It holds `indices`, `(batch,)` int64, to be handed to `ReplayBuffer.update_priorities`, and
+    `importance`, `(batch,)` float32 in (0, 1], with which each loss is to be multiplied. New rows get the greatest priority
+    seen so far.
+
+    Attributes:
+        beta: may be changed between samples, as schedules do that raise it to 1.
+
+    Example:
+        >>> import gymnasium
+        >>> from edgeml_ipc.data import ReplayBuffer
+        >>> box = gymnasium.spaces.Box(-1, 1, (1,))
+        >>> with ReplayBuffer(box, box, capacity=100, seed=0) as buffer:
+        ...     step = {"observations": [0.0], "actions": [0.0], "rewards": 1.0, "masks": 1.0, "next_observations": [0.0]}
+        ...     buffer.insert(step)
+        ...     buffer.register_sample_config("replay", {"rewards": LatestSampler(), "priority": PrioritySampler()})
+        ...     data, mask = buffer.sample("replay", 4)
+        ...     buffer.update_priorities("replay", data["priority"]["indices"], errors=[0.5, 0.5, 0.5, 0.5])
+        4
+        >>> data["priority"]["importance"].tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
+
+    def __init__(self, alpha: float = 0.6, beta: float = 0.4, epsilon: float = 1e-6) -> None:
         """Choose the exponents; see `Priorities`."""
-        super().__init__(source)
+        super().__init__()
         self.alpha, self.beta, self.epsilon = alpha, beta, epsilon
         self.priorities(1)  # checks the arguments
 
@@ -163,71 +252,17 @@ class PrioritySampler(Sampler):
         """Return the anchors."""
         return Pick(anchors, np.ones(anchors.shape, bool))
 
+    def reads(self, field: str) -> list[Read]:
+        """Return none: what the field holds is not stored."""
+        return []
 
-def draw_trajectories(
-    steps: Steps, rng: np.random.Generator, count: int, max_length: int, *, min_length: int = 1, accept: Accept | None = None
-) -> Pick:
-    """Draw whole trajectories uniformly, with replacement: what is held of each, as `(count, max_length)` rows from its first.
-
-    Args:
-        max_length: of a longer one, the first so many steps. accept: tells which trajectories may be used, by their last row.
-    Raises:
-        BufferEmpty: there is none. ValueError: `count` or `max_length` is below 1.
-    """
-    if max_length < 1:
-        raise ValueError(f"max_length must be at least 1 step, got {max_length}")
-
-    def last_step(rows: Rows) -> Mask:
-        last: Mask = steps.after(rows) == 0
-        if accept is not None:
-            last[last] = accept(rows[last])
-        return last
-
-    ends = draw_anchors(steps, rng, count, min_length=min_length, accept=last_step)
-    begins = steps.shift(ends, -steps.before(ends))
-    return _reach(steps, begins[:, None], np.arange(max_length)[None, :])
+    def picks(self, steps: Steps, anchors: Rows, rng: np.random.Generator) -> list[Pick]:
+        """Return none: the anchors are there already."""
+        return []
 
 
-class NStep(NamedTuple):
-    """Returns over up to n steps.
-
-    Attributes:
-        returns: `(batch,)` sum over the steps used of gamma^k reward_k.
-        discounts: `(batch,)` what the value of the observation after the last step used is to be multiplied with: gamma^length,
-            0 where the episode terminated.
-        lengths: `(batch,)` int64, steps used: n, or fewer where the episode ended before.
-    """
-
-    returns: npt.NDArray[np.float64]
-    discounts: npt.NDArray[np.float64]
-    lengths: Rows
-
-
-def n_step_returns(rewards: Any, masks: Any, valid: Any, gamma: float) -> NStep:
-    """Sum rewards over n steps, or up to the end of the episode.
-
-    Args:
-        rewards, masks: `(batch, n)`, of the steps from the anchor on; masks 0 where the episode terminated.
-        valid: `(batch, n)`, False where there is no step: a `SequenceSampler(begin=0, end=n)` gives it.
-    Raises:
-        ValueError: shapes that differ, or `gamma` outside [0, 1].
-    """
-    given, alive_after, held = np.asarray(rewards, np.float64), np.asarray(masks, np.float64), np.asarray(valid, bool)
-    if given.ndim != 2 or given.shape != alive_after.shape or given.shape != held.shape:
-        raise ValueError(f"(batch, n) is required three times, got {given.shape}, {alive_after.shape}, {held.shape}")
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must be from 0 to 1, got {gamma}")
-    goes_on = held & (alive_after != 0)
-    reached = np.logical_and.accumulate(np.concatenate([np.ones((len(held), 1), bool), goes_on[:, :-1]], axis=1), axis=1)
-    used = reached & held
-    lengths = used.sum(axis=1)
-    terminated = (used & (alive_after == 0)).any(axis=1)
-    powers = gamma ** np.arange(given.shape[1])
-    returns = np.where(used, given, 0.0) @ powers
-    return NStep(returns, np.where(terminated, 0.0, np.float64(gamma) ** lengths), lengths)
-
-
-def _reach(steps: Steps, anchors: Rows, offsets: Rows) -> Pick:
+def reach(steps: Steps, anchors: Rows, offsets: Rows) -> Pick:
+    """Return the rows `offsets` (broadcast) from anchors, -1 where their episode has none."""
     there = (offsets >= -steps.before(anchors)) & (offsets <= steps.after(anchors))
     rows = steps.shift(anchors, np.where(there, offsets, 0))
     return Pick(np.where(there, rows, -1), there)

@@ -34,6 +34,7 @@ class Links(NamedTuple):
     generation: Ints
     previous_chunk: Ints
     previous_generation: Ints
+    previous_rows: Ints
 
 
 class ChunkMap:
@@ -47,7 +48,7 @@ class ChunkMap:
         self.storage = storage
         self.chunks = -(-storage.capacity // storage.chunk_rows)
         self.stride_bits = storage.chunk_rows.bit_length()
-        self._known = Links(*(np.full(2 * self.chunks, _NONE, np.int64) for _ in range(3)))
+        self._known = Links(*(np.full(2 * self.chunks, _NONE, np.int64) for _ in range(4)))
         self._lock = Lock()
 
     def steps(self) -> ChunkSteps:
@@ -55,8 +56,8 @@ class ChunkMap:
         spans, used = snapshot(self.storage.table)
         return ChunkSteps(self, spans[:used])
 
-    def before(self, rows: Ints, stamps: Ints, counts: Ints) -> tuple[Ints, Ints]:
-        """Return, for each run, the chunk that its writer filled before, -1 for none, and that one's generation."""
+    def before(self, rows: Ints, stamps: Ints, counts: Ints) -> tuple[Ints, Ints, Ints]:
+        """Return, for each run, the chunk that its writer filled before, -1 for none, that one's generation, and its rows."""
         table, known = self.storage.table, self._known
         generations = stamps >> self.stride_bits
         keys = 2 * (rows // self.storage.chunk_rows) + (generations & 1)
@@ -64,7 +65,8 @@ class ChunkMap:
             new = np.flatnonzero(known.generation[keys] != generations)
             for run in new.tolist():
                 key = keys[run]
-                known.previous_chunk[key], known.previous_generation[key] = table.previous(int(rows[run]), int(stamps[run]))
+                found = table.previous(int(rows[run]), int(stamps[run]))
+                known.previous_chunk[key], known.previous_generation[key], known.previous_rows[key] = found
             if len(new):
                 # A link is true if it was read before the generation after the next began: while the last row stands.
                 whole = np.empty(len(new), np.bool_)
@@ -72,7 +74,7 @@ class ChunkMap:
                 table.intact(rows[new] + ends, stamps[new] + ends, whole)
                 known.previous_chunk[keys[new[~whole]]] = _NONE
                 known.generation[keys[new]] = np.where(whole, generations[new], _NONE)
-            return known.previous_chunk[keys], known.previous_generation[keys]
+            return known.previous_chunk[keys], known.previous_generation[keys], known.previous_rows[keys]
 
 
 class ChunkSteps:
@@ -98,9 +100,9 @@ class ChunkSteps:
         self._runs_by_chunk(chunk)
         # A writer's runs in the order in which it wrote them; those that follow on from one another are joined.
         self._order = np.lexsort((sequence[self._row], writer[self._row]))
-        before_chunk, before_generation = chunk_map.before(self._row, self._stamp, self._count)
+        before_chunk, before_generation, before_rows = chunk_map.before(self._row, self._stamp, self._count)
         first, second = self._order[:-1], self._order[1:]
-        full = (self._row[first] + self._count[first]) == np.minimum((chunk[first] + 1) * self._chunk_rows, self._capacity)
+        full = self._row[first] + self._count[first] == chunk[first] * self._chunk_rows + before_rows[second]
         whole_begin = self._row[second] == chunk[second] * self._chunk_rows
         linked = (before_chunk[second] == chunk[first]) & (before_generation[second] == generation[first])
         joined = linked & full & whole_begin
@@ -113,6 +115,13 @@ class ChunkSteps:
         self._chain_begin[self._order] = np.maximum.accumulate(np.where(np.append(False, joined)[:runs], 0, begins))
         tails = np.where(np.append(joined, False)[:runs], self.total, self._ordered_ends)
         self._chain_end[self._order] = np.minimum.accumulate(tails[::-1])[::-1]
+
+    def predecessors(self) -> Ints:
+        """Return, for each run of the snapshot, which one it goes on from, or -1."""
+        found = np.full(len(self._order), _NONE, np.int64)
+        joined = self._base[self._order] != self._chain_begin[self._order]
+        found[self._order[joined]] = self._order[np.flatnonzero(joined) - 1]
+        return found
 
     def draw(self, rng: np.random.Generator, count: int) -> Rows:
         """Draw rows uniformly, with replacement."""

@@ -1,25 +1,32 @@
-"""Windows: batches of several steps of an episode, as named configs of samplers ask for them."""
+"""Windows: batches of rows and of several steps of an episode, as named configs of samplers ask for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 from typing import Any, Final
 
 import numpy as np
 
-from edgeml_ipc.data.batches import ATTEMPTS, check_not_empty, gathered, overtaken, patched
-from edgeml_ipc.data.columns import Array
-from edgeml_ipc.data.draws import Mask, check_window, draw_anchors
-from edgeml_ipc.data.gather import Batch, Gather, Rows
-from edgeml_ipc.data.sampler import PrioritySampler, Sampler
-from edgeml_ipc.data.steps import ChunkMap, ChunkSteps
+from edgeml_ipc.data.anchors import Anchors, AnchorSource, PriorityAnchors, Windowing, source_for
+from edgeml_ipc.data.batches import ATTEMPTS, check_not_empty, overtaken
+from edgeml_ipc.data.draws import Mask, check_window
+from edgeml_ipc.data.gather import Rows
+from edgeml_ipc.data.priority import importance_weights
+from edgeml_ipc.data.reading import Reader, Reading
+from edgeml_ipc.data.recent import Recency
+from edgeml_ipc.data.runs import View
+from edgeml_ipc.data.sampler import ANCHOR, FutureSampler, LatestSampler, Pick, PrioritySampler, Sampler
+from edgeml_ipc.data.steps import ChunkMap
 from edgeml_ipc.data.storage import Storage
 from edgeml_ipc.errors import BufferEmpty
 
 _REFUSALS: Final = 20  # snapshots in which no window fits, where rows were overwritten while it was looked for
+_ANCHORS: Final = (0, ANCHOR)  # the set of rows that are the anchors, whatever the sampler
 Transform = Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
+Path = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -28,43 +35,70 @@ class SampleConfig:
 
     Attributes:
         samplers: by field of the batch.
-        sample_range: the window [begin, end) around an anchor that must be held.
+        windowing: what must be held around an anchor.
         transform: makes (data, mask) of (data, mask); None: they stay as they are.
-        gather: of the columns, each following the rows of its field's sampler.
-        names: of those columns, by field: the path below the field, and which column.
+        source: of the anchors; `rng` draws them. `lock` is held by who uses either.
+        reader: of the stored leaves.
+        sets: of rows that the leaves follow: numbers of a sampler and of its pick.
+        reads: of each sampler, for each stored field that it reads, the paths of its leaves, below the field; of one that
+            takes the anchors' own rows of a field that is one leaf, None.
     """
 
     samplers: Mapping[str, Sampler]
-    sample_range: tuple[int, int]
+    windowing: Windowing
     transform: Transform | None
-    gather: Gather
-    names: Mapping[str, list[tuple[str, ...]]]
+    source: AnchorSource
+    rng: np.random.Generator
+    lock: Lock
+    reader: Reader
+    sets: list[tuple[int, int]]
+    reads: list[list[list[Path]] | None]
+
+    @cached_property
+    def one_row(self) -> bool:
+        """Whether all that is read of an element is its anchor's row."""
+        return self.sets == [_ANCHORS]
 
 
 class _Drawn:
-    """The cells of a batch: which rows, and what they must still be after they were copied.
+    """The rows of a batch, and what they must still be after they were copied.
 
     Attributes:
-        rows: `(fields, ...)`: for each field `(batch, *time)`, -1 where there is no step.
-        masks: of the same shapes.
-        cells, stamps, distances: `(batch, 1 + cells of all fields)`: the anchor's row first, and how far each is from it.
+        anchors: of the elements.
+        picks: of each sampler; empty, and without what follows, where all fields are the anchors' own rows.
+        cells, stamps, distances: `(batch, 1 + cells of all picks)`: the anchor's row first, and how far each is from it.
     """
 
-    def __init__(self, config: SampleConfig, steps: ChunkSteps, anchors: Rows, rng: np.random.Generator) -> None:
-        picks = [sampler.pick(steps, anchors, rng) for sampler in config.samplers.values()]
-        self.rows = [np.ascontiguousarray(pick.rows) for pick in picks]
-        self.masks = [pick.mask for pick in picks]
-        self.cells = np.concatenate([anchors[:, None], *(rows.reshape(len(anchors), -1) for rows in self.rows)], axis=1)
-        there = np.where(self.cells >= 0, self.cells, anchors[:, None])
-        self.stamps, order = steps.stamps(there), steps.order(there)
+    def __init__(self, config: SampleConfig, view: View, anchors: Anchors) -> None:
+        self.anchors = anchors
+        self.picks: list[list[Pick]] = []
+        if config.one_row:
+            return
+        steps = view.steps
+        for sampler in config.samplers.values():
+            made = sampler.picks(steps, anchors.rows, config.rng)
+            self.picks.append([pick._replace(rows=np.ascontiguousarray(pick.rows)) for pick in made])
+        parts = [pick.rows.reshape(len(anchors.rows), -1) for picks in self.picks for pick in picks]
+        cells = np.concatenate([anchors.rows[:, None], *parts], axis=1)
+        self.cells = np.where(cells >= 0, cells, anchors.rows[:, None])
+        self.stamps, order = steps.stamps(self.cells), steps.order(self.cells)
         self.distances = order - order[:, :1]
-        self.cells = there
+
+    def rows(self, config: SampleConfig) -> list[Rows]:
+        """Return the rows of each set."""
+        return [self.anchors.rows if key == _ANCHORS else self.picks[key[0]][key[1]].rows for key in config.sets]
 
     def replace(self, places: Rows, by: _Drawn) -> None:
         """Take the elements `places` from another."""
-        for mine, new in zip([*self.rows, *self.masks], [*by.rows, *by.masks], strict=True):
+        for mine, new in zip(self._arrays(), by._arrays(), strict=True):
             mine[places] = new
-        self.cells[places], self.stamps[places], self.distances[places] = by.cells, by.stamps, by.distances
+
+    def _arrays(self) -> list[Any]:
+        each: list[Any] = [*self.anchors]
+        if self.picks:
+            each += [self.cells, self.stamps, self.distances]
+            each += [array for picks in self.picks for pick in picks for array in pick]
+        return [array for array in each if array is not None]
 
 
 class Windows:
@@ -79,59 +113,136 @@ class Windows:
         self._position = storage.about.arrays["position"]
         self._map = ChunkMap(storage)
         self._configs: dict[str, SampleConfig] = {}
-        self._rng = np.random.default_rng(None if seed is None else [seed, 1])  # not the stream of `Batches`
-        self._rng_lock = Lock()
+        self._seed = seed
+        self._states: dict[str, dict[str, Any]] = {}  # of generators of a buffer that was loaded, by config
+        self._lock = Lock()  # of the counters
+        self._updated = self._stale = 0  # priorities
 
     def register(
-        self, name: str, samplers: Mapping[str, Sampler], sample_range: tuple[int, int], transform: Transform | None
+        self,
+        name: str,
+        samplers: Mapping[str, Sampler],
+        sample_range: tuple[int, int],
+        transform: Transform | None,
+        recency: Recency,
     ) -> None:
         """Keep a config; see `ReplayBuffer.register_sample_config`."""
         check_window("sample_range", *sample_range)
         if not samplers:
             raise ValueError("samplers must have at least one field")
-        columns: list[Array] = []
+        _check_names(samplers)
+        leaves: list[str] = []
         follows: list[int] = []
-        names: dict[str, list[tuple[str, ...]]] = {}
+        sets: dict[tuple[int, int], int] = {}
+        reads: list[list[list[Path]] | None] = []
         for number, (field, sampler) in enumerate(samplers.items()):
-            if isinstance(sampler, PrioritySampler):
-                raise ValueError(f"the sampler of {field!r} is a PrioritySampler; a shared buffer draws anchors uniformly")
-            found = self._columns_of(field if sampler.source is None else sampler.source)
-            names[field] = list(found)
-            columns += found.values()
-            follows += [number] * len(found)
-        gather = Gather(columns, follows)
-        self._configs[name] = SampleConfig(dict(samplers), (sample_range[0], sample_range[1]), transform, gather, names)
+            paths: list[list[Path]] = []
+            for source, pick in sampler.reads(field):
+                found = self._leaves_of(source)
+                paths.append(list(found))
+                key = _ANCHORS if pick == ANCHOR else (number, pick)
+                leaves += found.values()
+                follows += [sets.setdefault(key, len(sets))] * len(found)
+            reads.append(None if type(sampler) is LatestSampler and paths == [[()]] else paths)
+        if not leaves:
+            raise ValueError(f"the samplers of {sorted(samplers)} read no stored field; at least one must")
+        self._configs[name] = SampleConfig(
+            dict(samplers),
+            Windowing((sample_range[0], sample_range[1]), self._min_length),
+            transform,
+            source_for(samplers, recency, self._storage),
+            # Of its own: what other configs draw makes no difference.
+            np.random.default_rng(None if self._seed is None else [self._seed, 1, *name.encode()]),
+            Lock(),
+            Reader(self._storage, leaves, follows),
+            list(sets),
+            reads,
+        )
+        self._resume(name, self._configs[name])
 
     def sample(self, name: str, batch_size: int, force_indices: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Draw a batch; see `ReplayBuffer.sample`."""
-        if name not in self._configs:
-            raise ValueError(f"no sample config is called {name!r}; registered are {sorted(self._configs)}")
+        config = self._config(name)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        config = self._configs[name]
         forced = None if force_indices is None else self._checked(force_indices, batch_size)
         drawn = self._draw(config, batch_size, forced)
-        batch = gathered(config.gather, drawn.rows)
-        redrawn = self._redraw(config, batch, drawn, forced)
+        reading = config.reader.read(drawn.rows(config))
+        redrawn = self._redraw(config, reading, drawn, forced)
         self._table.tally(batch_size, redrawn)
-        return _handed_out(config, batch, drawn.masks)
+        data, mask = _handed_out(config, reading, drawn)
+        return (data, mask) if config.transform is None else config.transform(data, mask)
+
+    def update_priorities(self, name: str, indices: Any, errors: Any) -> int:
+        """Set priorities; see `ReplayBuffer.update_priorities`."""
+        config = self._config(name)
+        if not isinstance(config.source, PriorityAnchors):
+            raise ValueError(f"the sample config {name!r} has no PrioritySampler")
+        with config.lock:
+            config.source.tracker.follow(View(self._map))
+            updated = config.source.tracker.update(indices, errors)
+        with self._lock:
+            self._updated += updated
+            self._stale += len(indices) - updated
+        return updated
+
+    def stats(self) -> dict[str, int]:
+        """Return counters of this process: priorities that were set, and that came too late for their rows."""
+        with self._lock:
+            return {"priorities_updated": self._updated, "priorities_stale": self._stale}
+
+    def on_host(self, name: str) -> set[Path]:
+        """Return the paths in the data of a config's batches of what must not go to a device: handles need all 64 bits."""
+        samplers = self._config(name).samplers
+        return {(field, "indices") for field, sampler in samplers.items() if isinstance(sampler, PrioritySampler)}
+
+    def generator_states(self) -> dict[str, dict[str, Any]]:
+        """Return the state of each config's random generator, as numpy gives it; also of those yet to be registered again."""
+        states = dict(self._states)
+        for name, config in list(self._configs.items()):
+            with config.lock:
+                states[name] = dict(config.rng.bit_generator.state)
+        return states
+
+    def set_generator_states(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Go on drawing from what `generator_states` returned, in configs that are registered or yet will be."""
+        self._states = dict(states)
+        for name, config in list(self._configs.items()):
+            self._resume(name, config)
+
+    def _resume(self, name: str, config: SampleConfig) -> None:
+        state = self._states.pop(name, None)
+        if state is not None:
+            with config.lock:
+                config.rng.bit_generator.state = state
+
+    def missing(self) -> str:
+        """Say what there is, for a message of one who waited for more."""
+        steps = self._map.steps()
+        rows = steps.rows()
+        longest = int((steps.before(rows) + steps.after(rows)).max()) + 1 if len(rows) else 0
+        inserted = self._table.counts()[0]
+        return (
+            f"{inserted} rows were inserted, {len(rows)} are held, the longest episode has {longest} steps, and no window fits"
+        )
 
     def close(self) -> None:
         """Let go of the columns; batches stay as they are. Idempotent."""
         for config in list(self._configs.values()):
-            config.gather.close()
+            config.reader.close()
 
-    def _columns_of(self, source: str) -> dict[tuple[str, ...], Array]:
-        """Return the columns of a field, by their path below it."""
+    def _config(self, name: str) -> SampleConfig:
+        if name not in self._configs:
+            raise ValueError(f"no sample config is called {name!r}; registered are {sorted(self._configs)}")
+        return self._configs[name]
+
+    def _leaves_of(self, source: str) -> dict[tuple[str, ...], str]:
+        """Return the leaves of a field, by their path below it."""
         depth = len(source.split("."))
-        arrays = self._storage.columns.arrays
-        found = {
-            tuple(column.split("."))[depth:]: array
-            for column, array in arrays.items()
-            if column == source or column.startswith(f"{source}.")
-        }
+        leaves = self._storage.columns.shapes
+        found = {tuple(leaf.split("."))[depth:]: leaf for leaf in leaves if leaf == source or leaf.startswith(f"{source}.")}
         if not found:
-            raise ValueError(f"there is no stored field {source!r}; the fields are {sorted(arrays)}")
+            raise ValueError(f"there is no stored field {source!r}; the fields are {sorted(leaves)}")
         return found
 
     def _checked(self, indices: Any, batch_size: int) -> Rows:
@@ -149,32 +260,36 @@ class Windows:
     def _draw(self, config: SampleConfig, count: int, forced: Rows | None) -> _Drawn:
         refused = 0
         for _ in range(ATTEMPTS):
-            steps = self._map.steps()
-            if steps.total == 0:
-                check_not_empty(self._table.counts()[0], count, self._storage.capacity)
-                continue  # the only row is being overwritten just now
-            if forced is not None and not steps.holds(forced).all():
-                continue  # as above
-            try:
-                with self._rng_lock:
-                    anchors = forced
-                    if anchors is None:
-                        anchors = draw_anchors(steps, self._rng, count, config.sample_range, min_length=self._min_length)
-                    return _Drawn(config, steps, anchors, self._rng)
-            except BufferEmpty:
-                refused += 1
-                if refused == _REFUSALS or self._all_stand(steps):
-                    raise
+            with config.lock:
+                view = View(self._map)
+                if view.total == 0:
+                    check_not_empty(self._table.counts()[0], count, self._storage.capacity)
+                    continue  # the only row is being overwritten just now
+                if forced is not None and not view.steps.holds(forced).all():
+                    continue  # as above
+                try:
+                    if forced is None:
+                        anchors = config.source.draw(view, config.rng, count, config.windowing)
+                    else:
+                        anchors = config.source.given(view, forced.copy())
+                    return _Drawn(config, view, anchors)
+                except BufferEmpty:
+                    refused += 1
+                    if refused == _REFUSALS or self._all_stand(view):
+                        raise
         raise overtaken(self._storage.capacity)
 
-    def _all_stand(self, steps: ChunkSteps) -> bool:
-        """Tell whether nothing was overwritten since `steps` was made."""
-        rows = steps.rows()
-        return self._table.intact(rows, steps.stamps(rows), np.empty(len(rows), np.bool_)) == 0
+    def _all_stand(self, view: View) -> bool:
+        """Tell whether nothing was overwritten since `view` was made."""
+        rows = view.steps.rows()
+        return self._table.intact(rows, view.steps.stamps(rows), np.empty(len(rows), np.bool_)) == 0
 
-    def _redraw(self, config: SampleConfig, batch: Batch, drawn: _Drawn, forced: Rows | None) -> int:
+    def _redraw(self, config: SampleConfig, reading: Reading, drawn: _Drawn, forced: Rows | None) -> int:
         """Replace windows of which a row was overwritten meanwhile, until there are none; return how many those were."""
-        redrawn, places = 0, np.arange(len(drawn.cells))
+        count = len(drawn.anchors.rows)
+        if config.one_row and self._table.intact(drawn.anchors.rows, drawn.anchors.stamps, np.empty(count, np.bool_)) == 0:
+            return 0
+        redrawn, places = 0, np.arange(count)
         for _ in range(ATTEMPTS):
             places = places[~self._intact(drawn, places)]  # the others are good, whatever becomes of their rows
             if not len(places):
@@ -182,12 +297,16 @@ class Windows:
             redrawn += len(places)
             new = self._draw(config, len(places), None if forced is None else forced[places])
             drawn.replace(places, new)
-            cells = [np.arange(rows.size).reshape(rows.shape)[places] for rows in drawn.rows]
-            patched(config.gather, batch, new.rows, cells)
+            cells = [np.arange(rows.size).reshape(rows.shape)[places] for rows in drawn.rows(config)]
+            config.reader.patch(reading, new.rows(config), cells)
         raise overtaken(self._storage.capacity)
 
     def _intact(self, drawn: _Drawn, places: Rows) -> Mask:
         """Tell which of some elements were copied whole, and from one episode."""
+        if not drawn.picks:
+            alone = np.empty(len(places), np.bool_)
+            self._table.intact(drawn.anchors.rows[places], drawn.anchors.stamps[places], alone)
+            return alone
         cells = drawn.cells[places]
         position = self._position[cells]
         whole = np.empty(cells.size, np.bool_)
@@ -203,15 +322,52 @@ def check_min_length(steps: int) -> None:
         raise ValueError(f"min_trajectory_length must be at least 1 step, got {steps}")
 
 
-def _handed_out(config: SampleConfig, batch: Batch, masks: list[Mask]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _check_names(samplers: Mapping[str, Sampler]) -> None:
+    """Raise `ValueError` if two samplers would fill the same place."""
+    for field, sampler in samplers.items():
+        if isinstance(sampler, FutureSampler) and f"{field}_offset" in samplers:
+            raise ValueError(f"the field {field!r} comes with {field}_offset; another field cannot be called so")
+
+
+def _handed_out(config: SampleConfig, reading: Reading, drawn: _Drawn) -> tuple[dict[str, Any], dict[str, Any]]:
     data: dict[str, Any] = {}
-    arrays = iter(batch.arrays)
-    for field, paths in config.names.items():
-        for path in paths:
-            *parents, last = (field, *path)
-            node = data
-            for key in parents:
-                node = node.setdefault(key, {})
-            node[last] = next(arrays)
-    mask = dict(zip(config.samplers, masks, strict=True))
-    return (data, mask) if config.transform is None else config.transform(data, mask)
+    mask: dict[str, Any] = {}
+    arrays = iter(reading.arrays)
+    whole = np.ones((len(config.samplers), len(drawn.anchors.rows)), np.bool_)
+    for number, (field, sampler) in enumerate(config.samplers.items()):
+        reads = config.reads[number]
+        if reads is None:  # what `value` would say, sooner
+            data[field], mask[field] = next(arrays), whole[number]
+        elif isinstance(sampler, PrioritySampler):
+            data[field], mask[field] = _prioritized(config, sampler, drawn.anchors), whole[number]
+        else:
+            stored = [_nested(paths, arrays) for paths in reads]
+            picks = [*(drawn.picks[number] if drawn.picks else ()), Pick(drawn.anchors.rows, whole[number])]
+            made, there = sampler.value(field, stored, picks)
+            data.update(made)
+            mask.update(there)
+    return data, mask
+
+
+def _prioritized(config: SampleConfig, sampler: PrioritySampler, anchors: Anchors) -> dict[str, Any]:
+    assert isinstance(config.source, PriorityAnchors)
+    assert anchors.weights is not None
+    tracker = config.source.tracker
+    return {
+        "indices": tracker.handles(anchors.rows, anchors.stamps),
+        # On one scale for all elements, whenever they were drawn.
+        "importance": importance_weights(anchors.weights, tracker.priorities.tree.least, sampler.beta),
+    }
+
+
+def _nested(paths: list[Path], leaves: Iterator[Any]) -> Any:
+    """Return leaves as the dict that their paths describe, or the only leaf that there is, if it has no path."""
+    if paths == [()]:
+        return next(leaves)
+    tree: dict[str, Any] = {}
+    for *parents, last in paths:
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = next(leaves)
+    return tree

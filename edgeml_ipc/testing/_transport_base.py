@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from edgeml_ipc import transports
 from edgeml_ipc._deadline import Deadline
+from edgeml_ipc.testing._workers import PATIENCE_S, Background
 from edgeml_ipc.transports.base import Buffer, Connection, Listener, Options
-
-PATIENCE_S = 30.0  # how long a test waits for what must happen; never how long it should take
 
 
 @dataclass(frozen=True)
@@ -101,44 +99,6 @@ def pattern(size_bytes: int, seed: int = 0) -> bytes:
     """Return bytes that look different at every place and for every seed."""
     block = hashlib.shake_128(b"%d %d" % (size_bytes, seed)).digest(min(size_bytes, 65_521))
     return (block * (size_bytes // max(len(block), 1) + 1))[:size_bytes]
-
-
-class Background:
-    """A thread whose failure is the test's failure.
-
-    Example:
-        with Background(connection.recv, None) as receiving:
-            connection.close()
-        assert isinstance(receiving.error, ConnectionClosed)
-    """
-
-    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
-        self.result: Any = None
-        self.error: Exception | None = None
-        self._function = function
-        self._args = args
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self) -> None:
-        try:
-            self.result = self._function(*self._args)
-        except Exception as error:  # noqa: BLE001 - a user's function: carried to the thread that joins
-            self.error = error
-
-    def __enter__(self) -> Background:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._thread.join(PATIENCE_S)
-        if exc[0] is None:
-            assert not self._thread.is_alive(), f"{self._function} has not returned within {PATIENCE_S} s"
-
-    def get(self) -> Any:
-        """Return the function's result, or raise its error."""
-        if self.error is not None:
-            raise self.error
-        return self.result
 
 
 class Echo:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from edgeml_ipc.testing._transport_base import PATIENCE_S, Place, greet, next_message, pattern
+from edgeml_ipc.testing._transport_base import Place, greet, next_message, pattern
+from edgeml_ipc.testing._workers import PATIENCE_S
 from edgeml_ipc.transports import connect, listen
 
 

@@ -9,8 +9,6 @@ import pytest
 from edgeml_ipc import transports
 from edgeml_ipc.errors import AddressInUse, ConnectionClosed, ConnectionRefused, PeerDied, TimeoutError
 from edgeml_ipc.testing._transport_base import (
-    PATIENCE_S,
-    Background,
     Echo,
     Place,
     TransportTests,
@@ -22,6 +20,7 @@ from edgeml_ipc.testing._transport_base import (
     next_message,
     pattern,
 )
+from edgeml_ipc.testing._workers import PATIENCE_S, Background
 from edgeml_ipc.transports.base import MAX_HELLO_BYTES, Connection, HandshakeRejected, Listener
 
 

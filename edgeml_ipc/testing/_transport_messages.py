@@ -14,8 +14,6 @@ import pytest
 
 from edgeml_ipc.errors import BufferFull, EdgeMLError, MessageTooLarge, TimeoutError
 from edgeml_ipc.testing._transport_base import (
-    PATIENCE_S,
-    Background,
     Echo,
     Place,
     TransportTests,
@@ -27,6 +25,7 @@ from edgeml_ipc.testing._transport_base import (
     next_message,
     pattern,
 )
+from edgeml_ipc.testing._workers import PATIENCE_S, Background
 from edgeml_ipc.transports.base import MAX_PARTS, Buffer, Connection, Listener
 
 _SIZES_BYTES = sorted({0, *((1 << power) + offset for power in range(25) for offset in (-1, 0, 1))} - {(1 << 24) + 1})

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import multiprocess
 import pytest
 
 from edgeml_ipc.errors import PeerDied
 from edgeml_ipc.testing import _transport_children as children
 from edgeml_ipc.testing._transport_base import (
-    PATIENCE_S,
     Echo,
     Place,
     TransportTests,
@@ -25,45 +21,9 @@ from edgeml_ipc.testing._transport_base import (
     meet,
     next_message,
 )
+from edgeml_ipc.testing._workers import CONTEXT, PATIENCE_S, Child
 from edgeml_ipc.transports import connect as connect_to
 from edgeml_ipc.transports.base import Buffer, Connection, Listener
-
-_context = multiprocess.get_context("spawn")
-
-
-class Child:
-    """A process that ends with the test, at the latest."""
-
-    def __init__(self, target: Callable[..., None], *args: Any) -> None:
-        self._pipe, theirs = _context.Pipe()
-        self._process = _context.Process(target=target, args=(theirs, *args), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def hear(self) -> Any:
-        """Return the next thing that the child says."""
-        assert self._pipe.poll(PATIENCE_S), "the other process says nothing"
-        return self._pipe.recv()
-
-    def kill(self) -> None:
-        """End the process as the kernel's out-of-memory killer would. Idempotent."""
-        if self._process.is_alive():
-            os.kill(self._process.pid, signal.SIGKILL)
-            self._process.join(PATIENCE_S)
-
-    @property
-    def exit_code(self) -> int | None:
-        self._process.join(PATIENCE_S)
-        code: int | None = self._process.exitcode
-        return code
-
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.kill()
-        self._process.join(PATIENCE_S)
-        self._pipe.close()
 
 
 @contextlib.contextmanager
@@ -85,7 +45,7 @@ class ProcessTests(TransportTests):
 
     @pytest.mark.parametrize("size", [100, 200_000])
     def test_a_killed_client_leaves_whole_messages(self, place: Place, listener: Listener, size: int) -> None:
-        committed = _context.Value("q", 0, lock=False)  # a lock could die with its holder
+        committed = CONTEXT.Value("q", 0, lock=False)  # a lock could die with its holder
         moment = random.Random(size).randrange(50, 400)
         received: list[int] = []
         with connect(place, listener) as other:
@@ -111,7 +71,7 @@ class ProcessTests(TransportTests):
 
     @pytest.mark.parametrize("size", [100, 200_000])
     def test_a_killed_server_leaves_whole_messages(self, place: Place, size: int) -> None:
-        committed = _context.Value("q", 0, lock=False)  # a lock could die with its holder
+        committed = CONTEXT.Value("q", 0, lock=False)  # a lock could die with its holder
         moment = random.Random(size).randrange(50, 400)
         received: list[int] = []
         with (

@@ -9,8 +9,6 @@ import pytest
 
 from edgeml_ipc.errors import TimeoutError
 from edgeml_ipc.testing._transport_base import (
-    PATIENCE_S,
-    Background,
     Place,
     TransportTests,
     connect,
@@ -18,6 +16,7 @@ from edgeml_ipc.testing._transport_base import (
     meet,
     next_message,
 )
+from edgeml_ipc.testing._workers import PATIENCE_S, Background
 from edgeml_ipc.transports.base import Buffer, Connection, Listener
 
 

@@ -124,32 +124,7 @@ def test_queue_lets_dropped_items_go() -> None:
     assert Item.alive == 3
 
 
-def test_queue_gives_each_of_many_inserting_threads_its_ids() -> None:
-    threads_count, per_thread = 4, 2000
-    queue = QueuedDataStore(threads_count * per_thread)
-    threads = [
-        threading.Thread(target=lambda t=t: [queue.insert((t, k)) for k in range(per_thread)])  # type: ignore[misc]
-        for t in range(threads_count)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    first_id, items, evicted = queue.read_since(-1)
-    assert (first_id, len(items), evicted) == (0, threads_count * per_thread, 0)
-    for t in range(threads_count):
-        assert [k for thread_id, k in items if thread_id == t] == list(range(per_thread))
-
-
 @pytest.mark.parametrize("capacity", [0, -3])
 def test_capacity_below_one_is_refused(capacity: int) -> None:
     with pytest.raises(ValueError, match=f"at least 1 item, got {capacity}"):
         QueuedDataStore(capacity)
-
-
-@pytest.mark.parametrize("store", [QueuedDataStore(3), UserStore(3)], ids=["queue", "user"])
-def test_read_since_refuses_bad_arguments(store: DataStoreBase) -> None:
-    with pytest.raises(ValueError, match=r"from_id must be an id.*got -2"):
-        store.read_since(-2)
-    with pytest.raises(ValueError, match=r"limit must be.*got -1"):
-        store.read_since(-1, limit=-1)

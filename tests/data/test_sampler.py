@@ -11,16 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from edgeml_ipc.data.draws import ArraySteps, draw_anchors, draw_prioritized
+from edgeml_ipc.data.draws import ArraySteps, ByPriority, draw_anchors, draw_proposed
+from edgeml_ipc.data.n_step import NStepSampler, n_step_returns
 from edgeml_ipc.data.priority import Priorities
-from edgeml_ipc.data.sampler import (
-    FutureSampler,
-    LatestSampler,
-    PrioritySampler,
-    SequenceSampler,
-    draw_trajectories,
-    n_step_returns,
-)
+from edgeml_ipc.data.sampler import FutureSampler, LatestSampler, PrioritySampler, SequenceSampler, TrajectorySampler
 from edgeml_ipc.errors import BufferEmpty
 
 SIGNIFICANT = 1e-4  # fixed seeds: a test that passes once always does
@@ -95,14 +89,21 @@ def test_rare_windows_are_found_and_uniform() -> None:
     check_uniform(drawn, over)
 
 
-def test_accept_leaves_out_rows_and_the_rest_stays_uniform() -> None:
+def prioritized(table: Table, priorities: Priorities, rng: np.random.Generator, count: int, *window: Any) -> np.ndarray:
+    return draw_proposed(lambda: table.steps, ByPriority(priorities, lambda: table.steps), rng, count, *window)
+
+
+def test_rows_that_are_not_accepted_are_left_out_and_the_rest_stays_uniform() -> None:
     table = Table(LENGTHS)
     rng = np.random.default_rng(4)
+    priorities = Priorities(len(table.valid))
+    priorities.added(0, len(table.valid))
 
     def newer(rows: np.ndarray) -> Any:
         return rows % 3 == 0  # stands for any column: age, policy version
 
-    drawn = np.concatenate([draw_anchors(table.steps, rng, 256, (0, 3), accept=newer) for _ in range(100)])
+    proposals = [ByPriority(priorities, lambda: table.steps, newer) for _ in range(100)]
+    drawn = np.concatenate([draw_proposed(lambda: table.steps, each, rng, 256, (0, 3)) for each in proposals])
     over = table.windows(0, 3)
     check_uniform(drawn, over[over % 3 == 0])
 
@@ -160,7 +161,6 @@ def test_latest_and_squeezed() -> None:
     steps = Table([5]).steps
     anchors, rng = np.array([0, 3]), np.random.default_rng()
     assert LatestSampler().pick(steps, anchors, rng).rows.tolist() == [0, 3]
-    assert PrioritySampler(source="observations").pick(steps, anchors, rng).mask.tolist() == [True, True]
     assert SequenceSampler(squeeze=True, begin=1, end=2, source="x").pick(steps, anchors, rng).rows.shape == (2,)
     assert SequenceSampler(begin=1, end=2).pick(steps, anchors, rng).rows.shape == (2, 1)
 
@@ -201,7 +201,7 @@ def test_exponential_futures_do_not_pile_up_at_the_end(lambda_: float, max_futur
         assert len(usual) == 1 or stats.chisquare(folded, wanted).pvalue > SIGNIFICANT
 
 
-# Prioritized windows and whole trajectories
+# Prioritized windows
 
 
 @pytest.mark.parametrize("sample_range", [(0, 1), (-2, 3), (0, 12)])
@@ -212,14 +212,11 @@ def test_prioritized_windows_follow_the_priorities_of_those_that_fit(sample_rang
     priorities = Priorities(count, alpha=1.0)
     weights = np.where(table.valid, rng.random(count) + 0.05, 0)
     priorities.tree.set(np.arange(count), weights)
-    drawn = [draw_prioritized(table.steps, priorities, rng, 64, sample_range) for _ in range(400)]
+    rows = np.concatenate([prioritized(table, priorities, rng, 64, sample_range) for _ in range(400)])
     over = table.windows(*sample_range)
-    rows = np.concatenate([d.rows for d in drawn])
     counts = np.bincount(rows, minlength=count)
     assert np.isin(rows, over).all()
     assert stats.chisquare(counts[over], len(rows) * weights[over] / weights[over].sum()).pvalue > SIGNIFICANT
-    importance = np.concatenate([d.importance for d in drawn])
-    assert np.allclose(importance, (weights[rows] / weights[table.valid].min()) ** -0.4, rtol=1e-5)
 
 
 def test_prioritized_windows_that_are_rare_or_missing() -> None:
@@ -227,26 +224,12 @@ def test_prioritized_windows_that_are_rare_or_missing() -> None:
     priorities = Priorities(len(table.valid))
     rng = np.random.default_rng(9)
     with pytest.raises(BufferEmpty):
-        draw_prioritized(table.steps, priorities, rng, 4)
+        prioritized(table, priorities, rng, 4)
     priorities.added(0, len(table.valid))
-    drawn = np.concatenate([draw_prioritized(table.steps, priorities, rng, 32, (0, 18)).rows for _ in range(40)])
+    drawn = np.concatenate([prioritized(table, priorities, rng, 32, (0, 18)) for _ in range(40)])
     check_uniform(drawn, table.windows(0, 18))
     with pytest.raises(BufferEmpty, match="the longest episode has 20 steps"):
-        draw_prioritized(table.steps, priorities, rng, 4, (0, 21))
-
-
-def test_whole_trajectories_are_equally_likely_whatever_their_length() -> None:
-    table = Table([3, 50, 7, 1, 12], lost=1)
-    rng = np.random.default_rng(10)
-    picks = [draw_trajectories(table.steps, rng, 64, 10, min_length=2) for _ in range(60)]
-    rows, mask = (np.concatenate(parts) for parts in zip(*[(p.rows, p.mask) for p in picks], strict=True))
-    assert ((rows >= 0) == mask).all()
-    check_uniform(table.episode[rows[:, 0]], np.array([0, 7, 14, 28]))
-    lengths = {0: 2, 7: 10, 14: 7, 28: 10}  # what is held of each, cut off at ten steps
-    for line, there in zip(rows, mask, strict=True):
-        episode = int(table.episode[line[0]])
-        assert there.tolist() == [k < lengths[episode] for k in range(10)]
-        assert (table.position[line[there]] == np.arange(lengths[episode]) + (episode == 0)).all()
+        prioritized(table, priorities, rng, 4, (0, 21))
 
 
 # n-step returns
@@ -310,7 +293,11 @@ def test_arguments() -> None:
     with pytest.raises(ValueError, match="alpha"):
         PrioritySampler(alpha=-1)
     with pytest.raises(ValueError, match="max_length"):
-        draw_trajectories(steps, rng, 1, 0)
+        TrajectorySampler(0)
+    with pytest.raises(ValueError, match="n must be at least 1 step, got 0"):
+        NStepSampler(0, 0.9)
+    with pytest.raises(ValueError, match="gamma must be from 0 to 1, got 2"):
+        NStepSampler(3, 2)
     with pytest.raises(ValueError, match="three times"):
         n_step_returns(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros((2, 2)), 0.9)
     with pytest.raises(ValueError, match="gamma"):

@@ -17,15 +17,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeml_ipc.data import segment as segments
-from edgeml_ipc.data.chunks import LocalTable, RowTable, native
+from edgeml_ipc.data.chunks import RowTable, native
 from edgeml_ipc.data.columns import DataShape, dtype_of
+from edgeml_ipc.data.local_table import LocalTable
+from edgeml_ipc.data.schema import Schema, Stored
 from edgeml_ipc.data.segment import Segment
-from edgeml_ipc.data.storage import Storage, schema_of, shapes_in
+from edgeml_ipc.data.storage import ROW_SHAPES, Geometry, Storage
 from edgeml_ipc.errors import BufferFull, ConnectionClosed, SegmentError
 
 ROOT = Path(__file__).parents[2]
 SHAPES = [DataShape("value", dtype="int64"), DataShape("image", (2, 3), "uint8")]
 LAST, TRUNCATED = 2, 8
+
+
+def plain(shapes: list[DataShape]) -> Schema:
+    return Schema("Test", tuple(Stored(shape) for shape in shapes))
+
+
 _names = itertools.count()
 
 
@@ -41,12 +49,13 @@ class Rows:
 
     def __init__(self, capacity: int, chunk_rows: int, *, in_c: bool, max_writers: int = 4) -> None:
         if in_c:
-            self.storage = Storage.create(SHAPES, capacity, chunk_rows, max_writers, None)
+            self.storage = Storage.create(plain(SHAPES), capacity, chunk_rows, max_writers, None)
             self.sequence, self.flags = (self.storage.about.arrays[key] for key in ("sequence", "flags"))
             self.table: RowTable = self.storage.table
         else:
-            self.sequence, self.flags = np.zeros(capacity, np.int64), np.zeros(capacity, np.uint8)
-            self.table = LocalTable(capacity, chunk_rows, max_writers, self.sequence, self.flags)
+            about = {shape.name: np.zeros(capacity, shape.dtype) for shape in ROW_SHAPES}
+            self.sequence, self.flags = about["sequence"], about["flags"]
+            self.table = LocalTable((capacity, chunk_rows, max_writers), about)
 
     def put(self, place: int, count: int) -> list[int]:
         """Write `count` rows and return them."""
@@ -208,11 +217,11 @@ def test_chunks_link_to_their_writers_previous_one(make: Make) -> None:
         rows.put(place, 3)
     drawn, stamps = rows.drawn()
     links = {int(row) // 3: rows.table.previous(int(row), int(stamp)) for row, stamp in zip(drawn, stamps, strict=True)}
-    assert links == {0: (-1, 0), 1: (-1, 0), 2: (0, 0), 3: (1, 0)}
+    assert links == {0: (-1, 0, 0), 1: (-1, 0, 0), 2: (0, 0, 3), 3: (1, 0, 3)}
     rows.put(one, 1)
     drawn, stamps = rows.drawn()
     at_0 = [rows.table.previous(0, int(stamp)) for row, stamp in zip(drawn, stamps, strict=True) if row == 0]
-    assert at_0 == [(2, 0)]
+    assert at_0 == [(2, 0, 3)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -254,8 +263,8 @@ def test_a_closed_table_says_so(make: Make) -> None:
 
 
 def test_columns_lie_on_pages_of_one_segment(name: str) -> None:
-    storage = Storage.create(SHAPES, 100, 10, 4, name)
-    starts = [array.__array_interface__["data"][0] for array in storage.columns.leaves()]
+    storage = Storage.create(plain(SHAPES), 100, 10, 4, name)
+    starts = [array.__array_interface__["data"][0] for array in storage.columns.arrays.values()]
     assert all(start % os.sysconf("SC_PAGESIZE") == 0 for start in starts)
     other = Storage.attach(name)
     storage.columns.arrays["image"][99] = 7
@@ -275,15 +284,15 @@ def test_memory_is_little_more_than_the_columns() -> None:
         DataShape("rewards"),
         DataShape("dones", (), "bool"),
     ]
-    storage = Storage.create(shapes, 20_000, 156, 64, None)
-    own = sum(array.nbytes for array in storage.columns.leaves())
+    storage = Storage.create(plain(shapes), 20_000, 156, 64, None)
+    own = sum(array.nbytes for array in storage.columns.arrays.values())
     assert storage.segment is not None
-    assert storage.segment.nbytes <= 1.13 * own
+    assert storage.segment.nbytes <= 1.1 * own
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "float16", "bfloat16", "float8_e4m3fn", "int64", "float64", "complex64"])
 def test_dtypes_survive_the_schema(dtype: str, name: str) -> None:
-    storage = Storage.create([DataShape("x", (3,), dtype)], 4, 2, 2, name)
+    storage = Storage.create(plain([DataShape("x", (3,), dtype)]), 4, 2, 2, name)
     storage.columns.arrays["x"][1] = np.ones(3).astype(dtype_of(dtype))
     other = Storage.attach(name)
     assert other.columns.arrays["x"].dtype == dtype_of(dtype)
@@ -300,9 +309,9 @@ def test_objects_are_no_dtype() -> None:
 
 
 def test_a_name_that_is_taken_is_left_alone(name: str) -> None:
-    storage = Storage.create(SHAPES, 8, 2, 4, name)
+    storage = Storage.create(plain(SHAPES), 8, 2, 4, name)
     with pytest.raises(SegmentError, match="exists already"):
-        Storage.create(SHAPES, 8, 2, 4, name)
+        Storage.create(plain(SHAPES), 8, 2, 4, name)
     Storage.attach(name).close()
     storage.close()
 
@@ -312,14 +321,14 @@ def test_what_a_dead_maker_left_is_replaced(name: str) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
     with pytest.raises(SegmentError, match="not ready"):
         Storage.attach(name)
-    Storage.create(SHAPES, 8, 2, 4, name).close()
+    Storage.create(plain(SHAPES), 8, 2, 4, name).close()
     Storage.attach(name).close()
 
 
 def test_what_is_being_made_is_left_alone(name: str) -> None:
     with Segment.create(name, 8192):
         with pytest.raises(SegmentError, match="exists already"):
-            Storage.create(SHAPES, 8, 2, 4, name)
+            Storage.create(plain(SHAPES), 8, 2, 4, name)
         with pytest.raises(SegmentError, match="not ready"):
             Storage.attach(name)
     assert segments.exists(name)
@@ -345,7 +354,7 @@ def test_what_is_being_made_is_left_alone(name: str) -> None:
     ],
 )
 def test_a_segment_that_is_foreign_or_damaged(offset: int, data: bytes, message: str, name: str) -> None:
-    Storage.create(SHAPES, 100, 10, 4, name).close()
+    Storage.create(plain(SHAPES), 100, 10, 4, name).close()
     with Segment.attach(name) as segment:
         segment.memory[offset : offset + len(data)] = data
     with pytest.raises(SegmentError, match=message):
@@ -374,16 +383,16 @@ def test_values_in_shared_memory_are_checked_before_they_are_used(name: str) -> 
 def hammer(name: str, rounds: int) -> int:
     """Overwrite one number after another with noise and use the table; return how often it was called damaged."""
     rng = np.random.default_rng(5)
-    storage = Storage.create(SHAPES, 40, 4, 4, name)
+    storage = Storage.create(plain(SHAPES), 40, 4, 4, name)
     assert storage.segment is not None
     rows = native()
     assert rows is not None
-    begin, end = 4096, rows.schema_at(40, 4, 4)
+    begin, end = 4096, rows.schema_at(tuple(Geometry(40, 4, 4, 0, 1, 0)))
     image = bytes(storage.segment.memory[begin:end])
     refused = 0
     for _ in range(rounds):
         storage.segment.memory[begin:end] = image
-        table = rows.Table(storage.segment.memory, storage.segment.fd, *offsets_of(storage))
+        table = rows.Table(storage.segment.memory, storage.segment.fd, places_of(storage), ())
         place, _ = table.register()
         table.reserve(place, 3)
         table.commit(place)
@@ -407,16 +416,20 @@ def hammer(name: str, rounds: int) -> int:
     return refused
 
 
-def offsets_of(storage: Storage) -> tuple[int, int]:
+def places_of(storage: Storage) -> tuple[int, ...]:
     base = np.frombuffer(storage.segment.memory, np.uint8).__array_interface__["data"][0]  # type: ignore[union-attr]
-    sequence, flags = (storage.about.arrays[key].__array_interface__["data"][0] - base for key in ("sequence", "flags"))
-    return sequence, flags
+    return tuple(array.__array_interface__["data"][0] - base for array in storage.about.arrays.values())
 
 
 def test_schemas_that_are_none() -> None:
-    assert shapes_in(schema_of(SHAPES)) == SHAPES
-    for schema in (b"", b"[]", b"{}", b'[[1, [], "int64"]]', b'[["x", [-1], "int64"]]', b'[["x", [], "object"]]', b"[1]"):
-        with pytest.raises((ValueError, TypeError)):
-            shapes_in(schema)
+    schema = plain(SHAPES)
+    assert Schema.decode(schema.encode()) == schema
+    texts = [b"", b"[]", b"{}", b'{"face": 1, "stack": 1, "columns": []}', b'{"face": "", "stack": 0, "columns": []}']
+    columns = [b'[[1, [], "int64", 0, 0]]', b'[["x", [-1], "int64", 0, 0]]', b'[["x", [], "object", 0, 0]]', b"[1]", b"[]"]
+    columns += [b'[["x", [], "int64", 1, 0]]', b'[["observations", [3], "int64", 2, 0]]', b'[["x", [], "int64", 9, 0]]']
+    texts += [b'{"face": "", "stack": 1, "columns": ' + column + b"}" for column in columns]
+    for text in texts:
+        with pytest.raises((ValueError, TypeError, KeyError)):
+            Schema.decode(text)
     with pytest.raises(ValueError, match="not a set of names"):
-        shapes_in(schema_of([SHAPES[0], SHAPES[0]]))
+        Schema.decode(plain([SHAPES[0], SHAPES[0]]).encode())

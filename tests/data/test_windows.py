@@ -14,21 +14,18 @@ from scipy import stats
 
 from edgeml_ipc.data import (
     BufferEmpty,
-    DataShape,
     FutureSampler,
     LatestSampler,
     PrioritySampler,
     ReplayBuffer,
     SequenceSampler,
+    TrajectorySampler,
     storage,
 )
 from edgeml_ipc.data.draws import ArraySteps
 from edgeml_ipc.errors import ConnectionClosed
-from tests.data.window_streams import Stream, write_until
+from tests.data.window_streams import ACTIONS, BOX, TOKEN, Stream, fill, write_until
 
-BOX = spaces.Box(-1, 1, (3,), np.float32)
-ACTIONS = spaces.Box(-1, 1, (2,), np.float32)
-TOKEN = DataShape("token", (4,), "int64")  # stream, episode, position, length of the episode; all from 1
 BEGIN, END = -2, 4
 
 
@@ -60,14 +57,6 @@ def faults(data: dict[str, Any], mask: dict[str, Any]) -> int:
     future = data["future"]
     wrong += int((future[:, [0, 1, 3]] != token[:, [0, 1, 3]]).any(axis=1).sum())
     return wrong + int(((future[:, 2] < token[:, 2]) | (future[:, 2] > token[:, 3])).sum())
-
-
-def fill(buffer: ReplayBuffer, rounds: int, seed: int = 0) -> list[Stream]:
-    rng = np.random.default_rng(seed)
-    streams = [Stream(buffer, 1), Stream(buffer, 2)]
-    for _ in range(rounds):
-        streams[rng.integers(2)].insert(int(rng.integers(1, 9)), batched=bool(rng.integers(2)))
-    return streams
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 8, 60])
@@ -176,8 +165,17 @@ def test_what_cannot_be_sampled_is_an_error() -> None:
         buffer.register_sample_config("bad", {"x": LatestSampler()})
     with pytest.raises(ValueError, match="sample_range must make a window"):
         buffer.register_sample_config("bad", {"token": LatestSampler()}, (1, 1))
-    with pytest.raises(ValueError, match="draws anchors uniformly"):
-        buffer.register_sample_config("bad", {"token": PrioritySampler()})
+    with pytest.raises(ValueError, match="read no stored field; at least one must"):
+        buffer.register_sample_config("bad", {"priority": PrioritySampler()})
+    with pytest.raises(ValueError, match=r"the samplers of \['p', 'token'\] each say how anchors are drawn"):
+        buffer.register_sample_config("bad", {"p": PrioritySampler(), "token": TrajectorySampler(4)})
+    with pytest.raises(ValueError, match="half_life_rows cannot say so, too"):
+        buffer.register_sample_config("bad", {"token": TrajectorySampler(4)}, half_life_rows=10)
+    with pytest.raises(ValueError, match="the field 'token' comes with token_offset"):
+        buffer.register_sample_config("bad", {"token": FutureSampler(), "token_offset": LatestSampler("token")})
+    for limit, value in (("max_age_rows", 0), ("max_staleness", -1), ("half_life_rows", 0.0), ("half_life_rows", np.inf)):
+        with pytest.raises(ValueError, match=f"{limit} must be .*, got {value}"):
+            buffer.register_sample_config("bad", {"token": LatestSampler()}, **{limit: value})
     with pytest.raises(ValueError, match="min_trajectory_length must be at least 1 step, got 0"):
         make(40, min_trajectory_length=0)
     buffer.close()

@@ -12,6 +12,7 @@ PUBLIC = {
     "edgeml_ipc.inference": ["InferenceClient", "InferenceServer"],
     "edgeml_ipc.trainer": ["TrainerClient", "TrainerConfig", "TrainerServer", "TrainerTunnel"],
     "edgeml_ipc.data": [
+        "DataShape",
         "DataStoreBase",
         "FutureSampler",
         "LatestSampler",
@@ -20,9 +21,13 @@ PUBLIC = {
         "ReplayBuffer",
         "Sampler",
         "SequenceSampler",
+        "TrajectoryBuffer",
+        "make_default_trajectory_buffer",
     ],
     "edgeml_ipc.data.sampler": ["FutureSampler", "LatestSampler", "PrioritySampler", "Sampler", "SequenceSampler"],
     "edgeml_ipc.data.data_store": ["DataStoreBase", "QueuedDataStore"],
+    "edgeml_ipc.remote_buffer": ["RemoteBuffer"],
+    "edgeml_ipc.remote_writer": ["RemoteWriter"],
     "edgeml_ipc.errors": [
         "AddressInUse",
         "AuthenticationError",

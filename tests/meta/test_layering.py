@@ -8,15 +8,30 @@ from tests.meta.source import imported_names, package_modules
 
 # A module may import modules of its own room and of the rooms named beside it; the longest prefix counts.
 # "edgeml_ipc" alone is the table of contents: nothing below the top floor may import it.
-GROUND = {"errors", "_deadline", "security"}
+GROUND = {"errors", "_connector", "_deadline", "security"}
 TRANSPORTS = GROUND | {"transports"}
 PROTOCOL = GROUND | {"codec", "protocol"}
-SERVICE_PARTS = {"_address", "_background", "_client", "_dial", "_replies", "_server", "_session"}  # the parts of `service`
+# The parts of `service`:
+SERVICE_PARTS = {"_address", "_background", "_client", "_dial", "_guests", "_replies", "_server", "_session"}
 SERVICE = PROTOCOL | TRANSPORTS | SERVICE_PARTS | {"service"}
-FRONTS = SERVICE | {"_fronts", "_batching", "_columns", "_uploads"}  # parts of the three services
-SERVICES = FRONTS | {"data", "action", "inference", "trainer"}
+BUFFERS = {
+    "_ahead",
+    "_attachments",
+    "_buffer_messages",
+    "_departures",
+    "_parking",
+    "_visits",
+    "connect_buffer",
+    "remote_buffer",
+    "remote_writer",
+}  # buffers reached from elsewhere
+FRONTS = (
+    SERVICE | BUFFERS | {"_fronts", "_batching", "_columns", "_direct", "_inlets", "_uploads"}
+)  # parts of the three services
+SERVICES = FRONTS | {"data", "action", "inference", "_trainer_server", "trainer"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
+    "_connector": {"errors"},
     "_deadline": {"errors"},
     "security": {"errors"},
     "codec": GROUND,
@@ -28,10 +43,22 @@ ROOMS: dict[str, set[str]] = {
     "_fronts": SERVICE,
     "_batching": SERVICE,
     "_columns": set(),
-    "_uploads": SERVICE | {"_columns", "data"},
+    "_uploads": SERVICE | {"_columns", "_direct", "data"},
+    "_direct": GROUND | {"_attachments", "data"},
+    "_inlets": GROUND | {"_attachments", "_columns", "data"},
+    "_ahead": set(),
+    "_departures": set(),
+    "_parking": SERVICE,
+    "_attachments": GROUND | {"data"},
+    "_buffer_messages": GROUND | {"data"},
+    "_visits": SERVICE | {"_attachments", "_buffer_messages", "_columns", "_parking", "data"},
+    "remote_buffer": SERVICE | {"_ahead", "_buffer_messages", "_columns", "data", "remote_writer"},
+    "connect_buffer": SERVICE | {"_attachments", "_buffer_messages", "data", "remote_buffer"},
+    "remote_writer": {"errors", "_columns", "remote_buffer"},
     "action": FRONTS,
     "inference": FRONTS,
-    "trainer": FRONTS | {"data"},
+    "_trainer_server": FRONTS | {"data"},
+    "trainer": FRONTS | {"_trainer_server", "data"},
     # The top floor: whole programs and conveniences, which nothing below may import.
     "": SERVICES,
     "testing": SERVICES | {""},
