@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from edgeml_ipc import codec, transports
+from edgeml_ipc._guests import Caller, Guest, Handler, Offer, TokenBucket, offer_for
 from edgeml_ipc._replies import MAX_REPLIES_PER_LANE, Lane, ReplyMemory, Verdict
 from edgeml_ipc._session import Session
 from edgeml_ipc.errors import CodecError, ConnectionClosed, MessageTooLarge, PeerDied, RateLimited
@@ -30,8 +30,6 @@ from edgeml_ipc.protocol import (
     judge,
     open_envelope,
     pack_failure,
-    pack_welcome,
-    plain_config,
     unpack_hello,
 )
 from edgeml_ipc.transports.base import Buffer, Connection, HandshakeRejected, Options
@@ -44,7 +42,6 @@ _STOP_SECONDS: Final = 5.0
 # The longest that the main thread waits in one piece: a Ctrl-C that comes just before the wait is seen after it.
 _LOOK_FOR_SIGNALS_SECONDS: Final = 0.5
 
-Handler = Callable[[Any], Any]
 # Called once per turn of the loop; returns the seconds after which it wants to be called again, or None.
 Tick = Callable[[], float | None]
 
@@ -78,26 +75,6 @@ class Ticket:
         return self._server.ends_server(error)
 
 
-class _TokenBucket:
-    """Allow `rate` requests per second, and bursts of one second's worth."""
-
-    def __init__(self, rate: float) -> None:
-        if rate <= 0:
-            raise ValueError(f"rate_limit must be above 0 requests per second, got {rate}")
-        self.rate = rate
-        self._tokens = self._most = max(1.0, float(rate))
-        self._filled_at = time.monotonic()
-
-    def take(self) -> bool:
-        now = time.monotonic()
-        self._tokens = min(self._most, self._tokens + (now - self._filled_at) * self.rate)
-        self._filled_at = now
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True
-
-
 class Server:
     """Listen at one address and answer requests with handlers.
 
@@ -108,6 +85,8 @@ class Server:
         handlers: method name -> function from payload to result. An exception in it goes to the caller as `RemoteError`.
         tick: called in every turn of the loop.
         rate_limit: requests per second over all clients, for the methods in `limited`; None means no limit.
+        guests: service name -> what is served beside `service`, at the same address.
+        on_gone: called with a client's 16 bytes when the last connection of that client ended, which may come back.
     Raises:
         AddressInUse: another server listens there.
     """
@@ -123,20 +102,19 @@ class Server:
         tick: Tick | None = None,
         rate_limit: float | None = None,
         limited: Iterable[str] = (),
+        guests: Mapping[str, Guest] | None = None,
+        on_gone: Callable[[bytes], object] | None = None,
     ) -> None:
         self.incarnation = os.urandom(ID_BYTES)
-        self._service = service
-        self._config = plain_config(config)
-        self._handlers = list(handlers.values())
+        self._own = Offer(service, Guest(config, handlers), self.incarnation, limited)
+        self._guests = {name: Offer(name, guest, self.incarnation) for name, guest in (guests or {}).items()}
         self._tick = tick
-        self._bucket = _TokenBucket(rate_limit) if rate_limit is not None else None
-        limited_names = set(limited)
-        self._limited = [name in limited_names for name in handlers]
-        self._welcome_blob = pack_welcome(self.incarnation, list(handlers))
+        self._on_gone = on_gone
+        self._bucket = TokenBucket(rate_limit) if rate_limit is not None else None
         self._memory = ReplyMemory()
         self._sessions: dict[Connection, Session] = {}
         self._waiting: set[Session] = set()
-        self._current: tuple[Lane, int] | None = None
+        self._current: tuple[Lane, int, Session] | None = None
         self._version = 0
         self._publishing = threading.Lock()
         self._starting = threading.Lock()
@@ -165,7 +143,7 @@ class Server:
                 raise RuntimeError(f"{self.address}: the server runs already")
             self._loop_thread_id = 0 if threaded else threading.get_ident()
             if threaded:
-                self._thread = threading.Thread(target=self._run, name=f"edgeml_ipc-{self._service}-server", daemon=True)
+                self._thread = threading.Thread(target=self._run, name=f"edgeml_ipc-{self._own.service}-server", daemon=True)
                 self._thread.start()
                 return
         try:
@@ -234,13 +212,15 @@ class Server:
 
     def _welcome(self, hello: bytes) -> bytes:
         """Answer a handshake. On a thread of the listener's."""
-        rejection = judge(hello, self._service, self._config)
+        offer = offer_for(hello, self._own, self._guests)
+        rejection = judge(hello, offer.service, offer.config)
         if rejection is not None:
             raise HandshakeRejected(rejection)
-        return self._welcome_blob
+        return offer.welcome
 
     def _begin(self, connection: Connection) -> Session:
-        session = Session(connection, unpack_hello(connection.hello), self._memory)
+        offer = offer_for(connection.hello, self._own, self._guests)
+        session = Session(connection, unpack_hello(connection.hello), self._memory, offer)
         self._sessions[connection] = session
         return session
 
@@ -249,6 +229,12 @@ class Server:
             del self._sessions[session.connection]
             self._waiting.discard(session)
             self._memory.detach(session.hello.client, session.hello.lane, session)
+            if self._on_gone is not None and not self.is_connected(session.hello.client):
+                self._on_gone(session.hello.client)
+
+    def is_connected(self, client: bytes) -> bool:
+        """Tell whether a client has a connection now. For handlers, and the other callbacks of the loop's thread."""
+        return any(session.hello.client == client for session in self._sessions.values())
 
     # --- requests -------------------------------------------------------------------------------------------------------
 
@@ -257,15 +243,16 @@ class Server:
         if kind == ACK:
             session.taken_version = number
             return
-        if kind != REQUEST or method >= len(self._handlers):
-            raise ProtocolViolation(f"a message of kind {kind} for method {method}; it has {len(self._handlers)} methods")
+        if kind != REQUEST or method >= len(session.offer.handlers):
+            methods = len(session.offer.handlers)
+            raise ProtocolViolation(f"a message of kind {kind} for method {method}; it has {methods} methods")
         lane = session.lane
         if len(lane.executing) > MAX_REPLIES_PER_LANE:
             raise ProtocolViolation(f"more than {MAX_REPLIES_PER_LANE} requests without waiting for a reply")
         verdict = lane.admit(sequence, number)
         if verdict is Verdict.EXECUTE:
             self._requests += 1
-            self._execute(lane, method, sequence, parts)
+            self._execute(session, method, sequence, parts)
         elif lane.session is session:  # a duplicate that was left in an older connection has been dealt with by the newer
             self._take_again(session, sequence, verdict)
 
@@ -281,8 +268,9 @@ class Server:
             error = PeerDied("the request was executed, and its reply is no longer remembered")
             self._send(session, self._error_parts(sequence, error, within_callback=False))
 
-    def _execute(self, lane: Lane, method: int, sequence: int, parts: list[Buffer]) -> None:
-        if self._bucket is not None and self._limited[method] and not self._bucket.take():
+    def _execute(self, session: Session, method: int, sequence: int, parts: list[Buffer]) -> None:
+        lane = session.lane
+        if self._bucket is not None and session.offer.limited[method] and not self._bucket.take():
             self._rate_limited += 1
             error = RateLimited(f"more than {self._bucket.rate:g} requests per second; this one was not executed")
             self._fail(lane, sequence, error, within_callback=False)
@@ -292,14 +280,16 @@ class Server:
         except CodecError as error:
             self._fail(lane, sequence, error, within_callback=False)
             return
-        self._current = (lane, sequence)
+        self._current = (lane, sequence, session)
         try:
-            result = self._handlers[method](payload)
+            result = session.offer.handlers[method](payload)
         except BaseException as error:  # a user's function: what it raises is carried to the caller
             self._fail(lane, sequence, error, within_callback=True)
             if self.ends_server(error):
                 raise
             return
+        finally:
+            self._current = None
         if result is not LATER:
             self._reply(lane, sequence, result)
 
@@ -311,7 +301,14 @@ class Server:
         """Return the ticket of the request being handled; its handler must then return `LATER`."""
         if self._current is None:
             raise RuntimeError("no request is being handled")
-        return Ticket(self, *self._current)
+        return Ticket(self, *self._current[:2])
+
+    def caller(self) -> Caller:
+        """Return who sent the request being handled."""
+        if self._current is None:
+            raise RuntimeError("no request is being handled")
+        session = self._current[2]
+        return Caller(session.hello.client, session.connection.transport)
 
     # --- replies --------------------------------------------------------------------------------------------------------
 

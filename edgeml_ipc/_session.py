@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from typing import Final
 
+from edgeml_ipc._guests import Offer
 from edgeml_ipc._replies import Lane, ReplyMemory
 from edgeml_ipc.errors import BufferFull, ConnectionClosed, EdgeMLError, MessageTooLarge, PeerDied, TimeoutError
 from edgeml_ipc.protocol import Hello
@@ -21,14 +22,16 @@ class Session:
     """A connection with its lane and its outbox: replies that a slow client has no room for yet.
 
     Attributes:
+        offer: the service that it came for.
         taken_version: the newest published version that the client says it has taken; None until it subscribes.
     """
 
-    __slots__ = ("_outbox", "_outbox_bytes", "connection", "hello", "lane", "taken_version")
+    __slots__ = ("_outbox", "_outbox_bytes", "connection", "hello", "lane", "offer", "taken_version")
 
-    def __init__(self, connection: Connection, hello: Hello, memory: ReplyMemory) -> None:
+    def __init__(self, connection: Connection, hello: Hello, memory: ReplyMemory, offer: Offer) -> None:
         self.connection = connection
         self.hello = hello
+        self.offer = offer
         self.lane: Lane = memory.attach(hello.client, hello.lane, self)
         self.taken_version: int | None = None
         self._outbox: deque[list[Buffer]] = deque()

@@ -1,4 +1,4 @@
-"""Moving the content of an actor's store into a learner's store, each item exactly once.
+"""The actor's side of moving the content of its store into a learner's store, each item exactly once.
 
 Items have ids that count from 0 in the actor's store. The learner's side keeps a *cursor* for each actor's store: the id that
 it wants next. A batch travels with the id of its first item, so that one which arrives again is recognised.
@@ -9,30 +9,34 @@ it wants next. A batch travels with the id of its first item, so that one which 
     items 40..59 again (timeout) ->         cursor 60: inserts none
     items 60..79                 ->         another life of the learner's store: refused, sync again
 
-Cursors live as long as the learner's store object, also across servers. If it is gone, the actor sends what its own store still
-holds and reports the rest as lost.
+Where the learner's store is a buffer on shared memory and the connection proves that it is on this machine, the answer to
+`sync` offers to attach to it, and the actor writes the items itself (`_direct.py`); a small notice takes the place of a batch.
+
+Cursors live as long as the rows: in the memory of a shared buffer, and beside any other store for as long as its object lives.
+If they are gone, the actor sends what its own store still holds and reports the rest as lost. If one went back, to what was
+committed when the learner was killed, the actor goes back too.
 """
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass
-from os import urandom
+from threading import Event
 from typing import Any, Final
 
 from edgeml_ipc import _columns
 from edgeml_ipc._client import Client
 from edgeml_ipc._deadline import Deadline
+from edgeml_ipc._direct import Direct, direct_writes
 from edgeml_ipc.data.data_store import DataStoreBase
 from edgeml_ipc.errors import EdgeMLError, MessageTooLarge, TimeoutError
 
-MAX_CURSORS: Final = 4096
 BATCH_ITEMS: Final = 1024
 BATCH_BYTES: Final = 4 << 20
 _MAX_SYNCS: Final = 4
+_MAX_GAPS: Final = 1024
+_PAUSE_SECONDS: Final = 0.01  # before a store whose rate limiter takes no more is asked again
+_LAST_SECONDS: Final = 0.05  # with less than this left, it is not
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class UpdateResult:
     """What one `update` did, summed over the client's stores. Always truthy: a failure is an exception.
 
     Attributes:
-        sent: items that the server's store took, or had taken when an earlier attempt timed out.
+        sent: items that the server's store took, or had taken when an earlier attempt timed out. One that a server lost with
+            its death, and took again, counts twice.
         evicted: items that a store dropped before they could be sent.
         lost: items that were delivered before, but to a server that died, and that no store here still holds.
     """
@@ -70,6 +75,11 @@ class Uploader:
         self._names = {"store": store_name, "client": client_name, "incarnation": store.incarnation}
         self._learner_store: bytes | None = None  # the life of the learner's store that `next_id` is about; None: ask
         self._synced_with: bytes | None = None  # the same, of the last time that we asked
+        self._direct: Direct | None = None
+        self._refused: bytes | None = None  # the life of the learner's store that could not be attached to
+        self._gaps: deque[tuple[int, int]] = deque(maxlen=_MAX_GAPS)  # [begin, end) of items that were evicted or lost
+        self._waits: str | None = None  # why the learner's store takes no more just now
+        self._untold = 0  # items that were evicted, of which the server was not told
         self.next_id = 0
         self.sent = self.evicted = self.lost = 0
 
@@ -95,12 +105,21 @@ class Uploader:
                     syncs += 1
                 if self.next_id > target:
                     break
-                if deadline.expired:
-                    raise TimeoutError(f"{self._client.address}: items {self.next_id} to {target} are not yet sent")
+                self._pause(deadline, target)
                 self._send_batch(deadline)
         except EdgeMLError:
             self._learner_store = None
             raise
+
+    def _pause(self, deadline: Deadline, target: int) -> None:
+        """Wait a little if the store took no more; raise `TimeoutError` if there is no time to go on."""
+        remaining = deadline.remaining()
+        unsent = f"{self._client.address}: items {self.next_id} to {target} are not yet sent"
+        if remaining is not None and remaining <= (0 if self._waits is None else _LAST_SECONDS):
+            raise TimeoutError(unsent if self._waits is None else f"{unsent}: {self._waits}")
+        if self._waits is not None:
+            Event().wait(_PAUSE_SECONDS)
+            self._waits = None
 
     def _call(self, method: str, payload: dict[str, Any], deadline: Deadline) -> Any:
         remaining = deadline.remaining()
@@ -108,30 +127,90 @@ class Uploader:
         return self._client.call(method, payload, seconds if remaining is None else min(seconds, remaining))
 
     def _sync(self, deadline: Deadline) -> None:
-        answer = self._call("sync", self._names, deadline)
-        cursor = answer["next_id"]
-        if cursor is not None:
-            if cursor > self.next_id:
-                if self._synced_with is not None:  # a batch arrived whose answer did not; else they are an earlier process's
-                    self.sent += cursor - self.next_id
-                self.next_id = cursor
-        elif self.next_id and answer["learner_store"] != self._synced_with:
-            self._start_over()
-        self._learner_store = self._synced_with = answer["learner_store"]
+        wants_direct = self._client.transport == "shm"
+        answer = self._call("sync", {**self._names, "direct": wants_direct, "refused": self._refused}, deadline)
+        cursor, life = answer["next_id"], answer["learner_store"]
+        self._attach(answer.get("offer"), deadline)
+        if self._direct is not None:
+            cursor = self._direct.cursor
+        if cursor is None:
+            if self.next_id and life != self._synced_with:
+                self._start_over()
+        elif cursor > self.next_id:
+            if self._synced_with is not None:  # a batch arrived whose answer did not; else they are an earlier process's
+                self.sent += cursor - self.next_id
+            self.next_id = cursor
+        elif cursor < self.next_id:
+            self._go_back(cursor)
+        self._learner_store = self._synced_with = life
+
+    def _attach(self, offer: Any, deadline: Deadline) -> None:
+        """Write directly from now on, if that was offered and works; else by messages."""
+        if self._direct is not None and (offer is None or offer["incarnation"] != self._direct.incarnation):
+            self.close()
+        if offer is None:
+            return
+        if self._direct is None:
+            self._direct = direct_writes(offer, self._names, self._client.address)
+            if self._direct is None:
+                self._refused = offer["incarnation"]
+                return
+        self._announce(self._direct, deadline)
 
     def _start_over(self) -> None:
         """Go back to the oldest item that is still held: the learner's store is a new one and has nothing of ours."""
-        oldest_held, _, _ = self._store.read_since(-1, limit=0)
-        gone = min(oldest_held, self.next_id)
+        gone = min(self._oldest_held(), self.next_id)
         self.lost += max(0, gone - self.evicted - self.lost)
+        self._gaps.append((0, gone))
         self.next_id = gone
+
+    def _go_back(self, cursor: int) -> None:
+        """Go back to a cursor: the learner was killed, or restored, with less than it had accepted."""
+        resume = max(cursor, min(self._oldest_held(), self.next_id))
+        known = sum(max(0, min(end, resume) - max(begin, cursor)) for begin, end in self._gaps)
+        if resume - cursor > known:
+            self.lost += resume - cursor - known
+            self._gaps.append((cursor, resume))
+        self.next_id = resume
+
+    def _oldest_held(self) -> int:
+        return self._store.read_since(-1, limit=0)[0]
 
     def _send_batch(self, deadline: Deadline) -> None:
         first_id, items, evicted = self._store.read_since(self.next_id - 1, limit=BATCH_ITEMS)
-        self.evicted += evicted
+        if evicted:
+            self.evicted += evicted
+            self._gaps.append((self.next_id, first_id))
         self.next_id = first_id
         if not items:
             return
+        if self._direct is not None:
+            self._write(self._direct, first_id, items, evicted, deadline)
+        else:
+            self._upload(first_id, items, evicted, deadline)
+
+    def _write(self, direct: Direct, first_id: int, items: list[Any], evicted: int, deadline: Deadline) -> None:
+        if direct.skip_to(first_id):
+            self._announce(direct, deadline)  # before there are rows: if we die, the server finds them by the writer's number
+        self._untold += evicted
+        try:
+            direct.insert(first_id, items)
+        except TimeoutError as error:  # of a rate limiter: there is time yet, or `run` says that there is none
+            self._waits = str(error)
+        finally:
+            if direct.cursor is not None and direct.cursor > self.next_id:
+                self.sent += direct.cursor - self.next_id
+                self.next_id = direct.cursor
+        if self._waits is None or self.next_id > first_id:
+            self._announce(direct, deadline)
+
+    def _announce(self, direct: Direct, deadline: Deadline) -> None:
+        evicted, self._untold = self._untold, 0
+        notice = {**self._names, "learner_store": direct.incarnation, "writer": direct.number, "evicted": evicted}
+        if not self._call("announce", notice, deadline):
+            self._learner_store = None  # another buffer has taken its place
+
+    def _upload(self, first_id: int, items: list[Any], evicted: int, deadline: Deadline) -> None:
         count = max(1, min(len(items), BATCH_BYTES // max(1, _size_bytes(items[0]))))
         while True:
             batch = {**self._names, "learner_store": self._learner_store, "first_id": first_id, "evicted": evicted}
@@ -147,10 +226,18 @@ class Uploader:
             return
         self.sent += answer["next_id"] - self.next_id
         self.next_id = answer["next_id"]
+        self._waits = answer.get("waits")
+
+    def close(self) -> None:
+        """Let go of the learner's buffer, if it was attached to; the open episode ends as truncated. Idempotent."""
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            direct.close()
 
     def stats(self) -> dict[str, int]:
         waiting = max(0, self._store.latest_data_id() + 1 - self.next_id)
-        return {"sent": self.sent, "evicted": self.evicted, "lost": self.lost, "waiting": waiting}
+        direct = int(self._direct is not None)
+        return {"sent": self.sent, "evicted": self.evicted, "lost": self.lost, "waiting": waiting, "direct": direct}
 
 
 def _size_bytes(tree: Any) -> int:
@@ -162,126 +249,3 @@ def _size_bytes(tree: Any) -> int:
     if isinstance(tree, bytes | str):
         return len(tree)
     return int(getattr(tree, "nbytes", 8))
-
-
-class Cursors:
-    """What one of the learner's stores has taken, by actor's store. Lives as long as the store.
-
-    Attributes:
-        incarnation: 16 random bytes that name this life of the store.
-        lock: held while a batch is inserted, so that the check and the insert are one step.
-    """
-
-    def __init__(self) -> None:
-        self.incarnation = urandom(16)
-        self.lock = threading.Lock()
-        self._next: OrderedDict[tuple[str, bytes], int] = OrderedDict()
-
-    def next_id(self, client: str, incarnation: bytes) -> int | None:
-        """Return the id that is wanted next; None for a store that was never heard of."""
-        key = (client, incarnation)
-        if key in self._next:
-            self._next.move_to_end(key)
-        return self._next.get(key)
-
-    def move(self, client: str, incarnation: bytes, next_id: int) -> None:
-        key = (client, incarnation)
-        self._next[key] = next_id
-        self._next.move_to_end(key)
-        if len(self._next) > MAX_CURSORS:
-            self._next.popitem(last=False)
-
-
-_cursors: dict[int, Cursors] = {}  # by the store's id: two stores may compare equal, or have no hash
-_cursors_lock = threading.Lock()
-
-
-def cursors_of(store: DataStoreBase) -> Cursors:
-    """Return the cursors that belong to a store of the learner's."""
-    with _cursors_lock:
-        cursors = _cursors.get(id(store))
-        if cursors is None:
-            cursors = _cursors[id(store)] = Cursors()
-            weakref.finalize(store, _cursors.pop, id(store), None).atexit = False
-        return cursors
-
-
-class Inlet:
-    """The learner's side for one store.
-
-    Attributes:
-        inserted, repeated, evicted: items inserted, items that came again and were not, items that actors say they dropped.
-    """
-
-    def __init__(self, store: DataStoreBase) -> None:
-        self.store = store
-        self._cursors = cursors_of(store)
-        self.inserted = self.repeated = self.evicted = 0
-        self._just_inserted = 0
-
-    def sync(self, request: dict[str, Any]) -> dict[str, Any]:
-        with self._cursors.lock:
-            next_id = self._cursors.next_id(request["client"], request["incarnation"])
-        return {"next_id": next_id, "learner_store": self._cursors.incarnation}
-
-    def take(
-        self, request: dict[str, Any], announce: Callable[[list[Any]], object] | None = None
-    ) -> tuple[dict[str, Any], list[Any]]:
-        """Insert what is new in a batch; return the answer and the new items.
-
-        Args:
-            announce: called with the items that were inserted, if there are any, also if the store raised at a later one.
-        Raises:
-            whatever the store's `insert` raises; the cursor then stands at the first item that is not in the store.
-        """
-        if request["learner_store"] != self._cursors.incarnation:
-            return {"next_id": None}, []
-        client, incarnation, first_id = request["client"], request["incarnation"], request["first_id"]
-        items = _columns.unpack(request)
-        new_items: list[Any] = []
-        self._just_inserted = 0
-        try:
-            with self._cursors.lock:
-                cursor = self._cursors.next_id(client, incarnation)
-                known = 0 if cursor is None else min(len(items), max(0, cursor - first_id))
-                new_items = items[known:]
-                next_id = first_id + known
-                self.repeated += known
-                try:
-                    if new_items:
-                        self._insert(new_items)
-                finally:
-                    self.inserted += self._just_inserted
-                    next_id = max(next_id + self._just_inserted, cursor or 0)
-                    self._cursors.move(client, incarnation, next_id)
-        finally:
-            if self._just_inserted and announce is not None:
-                announce(new_items[: self._just_inserted])
-        self.evicted += request["evicted"]
-        return {"next_id": next_id}, new_items
-
-    def _insert(self, items: list[Any]) -> None:
-        """Insert, and count in `_just_inserted` how many are in the store, also if it raises."""
-        latest = self._latest_id() if type(self.store).batch_insert is not DataStoreBase.batch_insert else None
-        if latest is None:
-            for item in items:
-                self.store.insert(item)
-                self._just_inserted += 1
-            return
-        try:
-            self.store.batch_insert(items)
-            self._just_inserted = len(items)
-        finally:
-            if not self._just_inserted:  # it raised; what it inserted before shows in the ids
-                self._just_inserted = min(len(items), max(0, self.store.latest_data_id() - latest))
-
-    def _latest_id(self) -> int | None:
-        """Return the store's newest id, or None if it does not count."""
-        try:
-            return self.store.latest_data_id()
-        except NotImplementedError:
-            return None
-
-    def stats(self) -> dict[str, int]:
-        counters = {"inserted": self.inserted, "repeated": self.repeated, "evicted_by_clients": self.evicted}
-        return {**counters, "held": len(self.store)}

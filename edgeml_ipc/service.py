@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from edgeml_ipc._address import complete_address
 from edgeml_ipc._client import DEFAULT_TIMEOUT_SECONDS, DEFAULT_WAIT_SECONDS, Client
-from edgeml_ipc._server import LATER, Handler, Server, Ticket
+from edgeml_ipc._guests import Caller, Guest, Handler
+from edgeml_ipc._server import LATER, Server, Ticket
 from edgeml_ipc.transports.base import Options
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ __all__ = [
     "DEFAULT_TIMEOUT_SECONDS",
     "DEFAULT_WAIT_SECONDS",
     "LATER",
+    "Caller",
     "Client",
+    "Guest",
     "Handler",
     "Server",
     "Ticket",

@@ -7,156 +7,26 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from edgeml_ipc._deadline import Deadline
-from edgeml_ipc._fronts import ClientFront, ServerFront
-from edgeml_ipc._uploads import Inlet, Uploader
+from edgeml_ipc._fronts import ClientFront
+from edgeml_ipc._trainer_server import SERVICE, DataCallback, RequestCallback
+from edgeml_ipc._trainer_server import TrainerConfig as TrainerConfig
+from edgeml_ipc._trainer_server import TrainerServer as TrainerServer
 from edgeml_ipc._uploads import UpdateResult as UpdateResult
+from edgeml_ipc._uploads import Uploader
 from edgeml_ipc.data.data_store import DataStoreBase
 from edgeml_ipc.errors import EdgeMLError, TimeoutError
-from edgeml_ipc.service import DEFAULT_WAIT_SECONDS, Client, Server, complete_address, options_for, set_log_level
+from edgeml_ipc.service import DEFAULT_WAIT_SECONDS, Client, complete_address, options_for, set_log_level
 
 if TYPE_CHECKING:
     from edgeml_ipc.security import Keys
 
 logger = logging.getLogger("edgeml_ipc")
 
-_SERVICE: Final = "trainer"
 _UPDATE_SECONDS: Final = 60.0
 _FLUSH_SECONDS: Final = 5.0
-
-DataCallback = Callable[[str, dict[str, Any]], Any]
-RequestCallback = Callable[[str, Any], Any]
-
-
-@dataclass
-class TrainerConfig:
-    """What both sides of a trainer service agree on; they compare it, ports apart, when they connect.
-
-    Attributes:
-        port_number: where the server listens; 0 lets the system choose.
-        broadcast_port: accepted; everything travels through the one port.
-        request_types: the types that `request` takes.
-        rate_limit: `request`s per second over all clients, past which a call raises `RateLimited`; None means no limit.
-        version: of the application's own contract.
-    """
-
-    port_number: int = 5555
-    broadcast_port: int = 5556
-    request_types: list[str] = field(default_factory=list)
-    rate_limit: float | None = None
-    version: str = "0.0.1"
-
-
-class TrainerServer(ServerFront):
-    """Take in what actors collect, answer their requests, publish networks to them.
-
-        server = TrainerServer(TrainerConfig(port_number=0))
-        server.register_data_store("actor1", QueuedDataStore(10_000))
-        server.start(threaded=True)
-        server.publish_network(params)
-
-    Args:
-        data_callback: (store name, {"data": new items}), called after they were inserted, in the serving thread.
-        request_callback: (type, payload) -> dict, in the serving thread.
-        host: interface to listen on, or an address such as `shm://learner`; beyond loopback only with keys.
-        transport: scheme; None means `auto`.
-        keys: CURVE keys; insecure: allow listening beyond loopback without them.
-        log_level: for this library's logger only.
-    Raises:
-        AddressInUse: another server listens there. AuthenticationError: beyond loopback without keys.
-    """
-
-    def __init__(
-        self,
-        config: TrainerConfig,
-        data_callback: DataCallback | None = None,
-        request_callback: RequestCallback | None = None,
-        *,
-        host: str = "127.0.0.1",
-        transport: str | None = None,
-        keys: Keys | None = None,
-        insecure: bool = False,
-        log_level: int | str | None = None,
-    ) -> None:
-        set_log_level(log_level)
-        self._data_callback = data_callback
-        self._request_callback = request_callback
-        self._request_types = list(config.request_types)
-        self._inlets: dict[str, Inlet] = {}
-        self._server = Server(
-            complete_address(host, config.port_number, transport),
-            service=_SERVICE,
-            config=config,
-            handlers={"sync": self._sync, "upload": self._upload, "request": self._request},
-            options=options_for(keys, insecure),
-            rate_limit=config.rate_limit,
-            limited=("request",),
-        )
-
-    def register_data_store(self, name: str, store: DataStoreBase) -> None:
-        """Fill `store` with what clients upload under `name`. Any thread.
-
-        While clients upload, other threads may read it, and insert too if it is thread-safe.
-        """
-        if not isinstance(store, DataStoreBase):
-            raise TypeError(f"store {name!r} must be a DataStoreBase, got {type(store).__name__}")
-        self._inlets[name] = Inlet(store)
-
-    def data_store(self, name: str) -> DataStoreBase:
-        """Return the store that is registered under `name`.
-
-        Raises:
-            KeyError: there is none.
-        """
-        return self._inlet(name).store
-
-    def store_names(self) -> set[str]:
-        """Return the names of the registered stores."""
-        return set(self._inlets)
-
-    def publish_network(self, params: Any) -> int:
-        """Make `params` the newest network for all clients; return its version, from 1 upwards. Any thread, never waits.
-
-        The arrays are copied before this returns.
-        """
-        return self._server.publish(params)
-
-    @property
-    def policy_version(self) -> int:
-        """The newest published version; 0 before the first."""
-        return self._server.version
-
-    def stats(self) -> dict[str, Any]:
-        """Return plain counters; `stores` is name -> what came in; `lag` is client -> versions that it has not taken."""
-        return {**super().stats(), "stores": {name: inlet.stats() for name, inlet in list(self._inlets.items())}}
-
-    def _inlet(self, name: str) -> Inlet:
-        try:
-            return self._inlets[name]
-        except KeyError:
-            raise KeyError(f"no data store {name!r} is registered; there are {sorted(self._inlets)}") from None
-
-    def _sync(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self._inlet(request["store"]).sync(request)
-
-    def _upload(self, request: dict[str, Any]) -> dict[str, Any]:
-        answer, _ = self._inlet(request["store"]).take(request, lambda items: self._announce(request["store"], items))
-        return answer
-
-    def _announce(self, store_name: str, items: list[Any]) -> None:
-        if self._data_callback is not None:
-            self._data_callback(store_name, {"data": items})
-
-    def _request(self, request: tuple[str, Any]) -> Any:
-        kind, payload = request
-        if kind not in self._request_types:
-            raise KeyError(f"request type {kind!r} is not in the config, which has {self._request_types}")
-        if self._request_callback is None:
-            raise RuntimeError(f"the server has no request_callback to answer {kind!r}")
-        return self._request_callback(kind, payload)
 
 
 class TrainerClient(ClientFront):
@@ -201,7 +71,7 @@ class TrainerClient(ClientFront):
         self.name = name
         self._client = Client(
             complete_address(server_ip, config.port_number, transport),
-            service=_SERVICE,
+            service=SERVICE,
             config=config,
             timeout=timeout_ms / 1000,
             wait_for_server=wait_for_server,
@@ -308,9 +178,11 @@ class TrainerClient(ClientFront):
             if first:
                 self._try_update(_FLUSH_SECONDS)
         self._client.close()
+        for uploader in self._uploaders.values():
+            uploader.close()
 
     def stats(self) -> dict[str, Any]:
-        """Return plain counters; `stores` is name -> items sent, evicted, lost, and waiting."""
+        """Return plain counters; `stores` is name -> items sent, evicted, lost, and waiting; direct: 1 if written by itself."""
         return {
             **super().stats(),
             "updates": self._updates,

@@ -20,6 +20,7 @@ from edgeml_ipc.errors import (
     AddressInUse,
     BufferFull,
     CodecError,
+    ConfigMismatch,
     ConnectionClosed,
     ConnectionRefused,
     EdgeMLError,
@@ -28,7 +29,7 @@ from edgeml_ipc.errors import (
     RemoteError,
     TimeoutError,
 )
-from edgeml_ipc.service import Client, Server, complete_address, set_log_level
+from edgeml_ipc.service import Client, Guest, Server, complete_address, set_log_level
 from tests.conftest import eventually
 from tests.service_processes import CONFIG, call_often
 
@@ -502,3 +503,41 @@ def test_log_level_concerns_this_librarys_logger_only() -> None:
         assert logging.getLogger("edgeml_ipc").level == logging.DEBUG
     finally:
         logging.getLogger("edgeml_ipc").setLevel(before)
+
+
+# --- guests -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_is_reached_by_its_own_name_config_and_methods(address: str) -> None:
+    gone: list[bytes] = []
+    callers: list[Any] = []
+
+    def who(_: Any) -> bytes:
+        callers.append(server.caller())
+        return callers[-1].client
+
+    server = Server(
+        address,
+        service="host",
+        config={"secret": 1},
+        handlers={"echo": lambda x: x, "who": who},
+        guests={"guest": Guest({"version": "2"}, {"who": who})},
+        on_gone=gone.append,
+    )
+    with server:
+        server.start(threaded=True)
+        with Client(server.address, service="guest", config={"version": "2"}, timeout=20) as guest:
+            name = guest.call("who", None)
+            assert guest.submit("who", None).result(20) == name
+            with pytest.raises(ValueError, match=r"it has \['who'\]"):
+                guest.call("echo", 1)
+            with Client(server.address, service="host", config={"secret": 1}, timeout=20) as other:
+                assert other.call("echo", 1) == 1
+                assert other.call("who", None) != name
+            eventually(lambda: gone == [callers[-1].client])
+        eventually(lambda: gone[1:] == [name])
+        assert {caller.transport for caller in callers} == {guest.transport}
+        with pytest.raises(ConfigMismatch, match="version"):
+            Client(server.address, service="guest", config={"version": "1"})
+        with pytest.raises(RuntimeError, match="no request"):
+            server.caller()

@@ -14,7 +14,7 @@ import multiprocess
 import numpy as np
 import pytest
 
-from edgeml_ipc import _columns, _uploads
+from edgeml_ipc import _columns, _inlets, _uploads
 from edgeml_ipc.data.data_store import DataStoreBase, QueuedDataStore
 from edgeml_ipc.errors import ConfigMismatch, ConnectionRefused, EdgeMLError, RateLimited, RemoteError, TimeoutError
 from edgeml_ipc.trainer import TrainerClient, TrainerConfig, TrainerServer, TrainerTunnel
@@ -118,7 +118,7 @@ def test_what_a_full_queue_dropped_is_reported(client: TrainerClient, store: Que
         assert (other.update().evicted, len(store)) == (150, 100)
         fill(small, 250, 260)
         assert (other.update().evicted, len(store)) == (0, 110)
-        assert other.stats()["stores"]["actor"] == {"sent": 110, "evicted": 150, "lost": 0, "waiting": 0}
+        assert other.stats()["stores"]["actor"] == {"sent": 110, "evicted": 150, "lost": 0, "waiting": 0, "direct": 0}
     assert server.stats()["stores"]["actor"]["evicted_by_clients"] == 150
 
 
@@ -277,7 +277,7 @@ def test_a_new_server_with_the_same_store_goes_on(address: str, store: QueuedDat
             client.update()
         client.update()
         assert steps_in(store) == list(range(15))
-        assert client.stats()["stores"]["actor"] == {"sent": 15, "evicted": 0, "lost": 0, "waiting": 0}
+        assert client.stats()["stores"]["actor"] == {"sent": 15, "evicted": 0, "lost": 0, "waiting": 0, "direct": 0}
         client.stop()
 
 
@@ -519,11 +519,11 @@ def test_stores_are_told_apart_by_identity(server: TrainerServer, queue: QueuedD
 def test_cursors_end_with_their_store() -> None:
     store = QueuedDataStore(1)
     key = id(store)
-    assert _uploads.cursors_of(store) is _uploads.cursors_of(store)
-    assert key in _uploads._cursors
+    assert _inlets.cursors_of(store) is _inlets.cursors_of(store)
+    assert key in _inlets._cursors
     del store
     gc.collect()
-    assert key not in _uploads._cursors
+    assert key not in _inlets._cursors
 
 
 def test_a_forgotten_cursor_repeats_nothing_that_was_acknowledged(
@@ -531,7 +531,7 @@ def test_a_forgotten_cursor_repeats_nothing_that_was_acknowledged(
 ) -> None:
     fill(queue, 0, 5)
     client.update()
-    _uploads.cursors_of(store)._next.clear()
+    _inlets.cursors_of(store)._next.clear()
     client._uploaders["actor"]._learner_store = None  # as after a failed update
     fill(queue, 5, 8)
     assert client.update() == _uploads.UpdateResult(sent=3)
@@ -603,7 +603,7 @@ def test_a_column_of_the_wrong_length_is_an_error(column: Any) -> None:
 
 def test_a_batch_that_comes_again_or_overlaps_inserts_what_is_new() -> None:
     store = QueuedDataStore(100)
-    inlet = _uploads.Inlet(store)
+    inlet = _inlets.Inlet(store)
     request: dict[str, Any] = {"store": "s", "client": "c", "incarnation": b"i", "evicted": 0}
     request["learner_store"] = inlet.sync(request)["learner_store"]
     answers = [
@@ -617,8 +617,8 @@ def test_a_batch_that_comes_again_or_overlaps_inserts_what_is_new() -> None:
 
 
 def test_cursors_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_uploads, "MAX_CURSORS", 3)
-    cursors = _uploads.Cursors()
+    monkeypatch.setattr(_inlets, "MAX_CURSORS", 3)
+    cursors = _inlets.Cursors()
     for i in range(5):
         cursors.move("actor", bytes([i]), i)
         cursors.next_id("actor", bytes([0]))

@@ -195,7 +195,7 @@ class Learner:
 
     def audit(self, acknowledged: Mapping[Source, Acknowledged]) -> Audit:
         """Compare the rows of the replay buffer with what the actors saw acknowledged. Stop the server first."""
-        rows: npt.NDArray[np.int64] = self._buffer.columns[ORIGIN.name][: self._buffer.stats()["occupancy"]]
+        rows: npt.NDArray[np.int64] = self._buffer.columns[ORIGIN.name][self._buffer.rows()]
         return audit_store(rows, self._intake.ledger, acknowledged)
 
     def stop(self) -> None:
@@ -214,8 +214,8 @@ class Learner:
         self.server.publish_network(order)
 
     def _initial_state(self) -> sac.State:
-        columns = self._buffer.columns
-        state: sac.State = sac.initial_state(self._settings.seed, columns["observations"].shape[1], columns["actions"].shape[1])
+        shapes = {field.name: field.shape for field in self._buffer.data_shapes}
+        state: sac.State = sac.initial_state(self._settings.seed, *shapes["observations"], *shapes["actions"])
         self._params = jax.tree.map(np.array, state.actor)
         return state
 
@@ -223,8 +223,8 @@ class Learner:
         """Compile the update for the shapes of `_batches` before any data is there."""
         settings = self._settings
         sizes = (settings.updates_per_call, settings.batch_rows)
-        columns = self._buffer.columns
-        batches = {name: np.zeros((*sizes, *columns[name].shape[1:]), columns[name].dtype) for name in sac.BATCH_FIELDS}
+        fields = {field.name: field for field in self._buffer.data_shapes}
+        batches = {name: np.zeros((*sizes, *fields[name].shape), fields[name].dtype) for name in sac.BATCH_FIELDS}
         return sac.update_many.lower(state, batches).compile()
 
     def _batches(self) -> dict[str, npt.NDArray[Any]]:

@@ -78,8 +78,8 @@ class Counter:
 
     def cut_as_if_dying(self, _: Any) -> int:
         """Cut the links, and answer the clients that come back as another life of the server."""
-        methods = protocol.unpack_welcome(self.server._welcome_blob, "").methods
-        self.server._welcome_blob = protocol.pack_welcome(b"another life 123", methods)
+        methods = protocol.unpack_welcome(self.server._own.welcome, "").methods
+        self.server._own.welcome = protocol.pack_welcome(b"another life 123", methods)
         return self.count_and_cut(_)
 
     def tick(self) -> float | None:

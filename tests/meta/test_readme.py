@@ -16,7 +16,8 @@ def test_first_code_block_is_the_quickstart() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("transports/*.md"), *ROOT.glob("docs/**/*.md")]:
+    folders = ("", "benchmarks/", "docs/**/", "examples/", "transports/")
+    for page in (page for folder in folders for page in ROOT.glob(f"{folder}*.md")):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
 

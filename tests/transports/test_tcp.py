@@ -32,7 +32,7 @@ from edgeml_ipc.errors import (
     TimeoutError,
 )
 from edgeml_ipc.security import Keys
-from edgeml_ipc.testing._transport_base import Background
+from edgeml_ipc.testing._workers import Background
 from edgeml_ipc.testing.transports import Place
 from edgeml_ipc.transports import _zmq_frames as wire
 from edgeml_ipc.transports._zmq_flow import TOPIC_WINDOW, WINDOW_MESSAGES
