@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import floors, ours_services, ours_transports, peers, replay
 from benchmarks.harness import Case, measure
-from benchmarks.report import as_json, doubts, machine, table
+from benchmarks.report import as_json, doubts, machine, marks, table
 
 
 def chosen(cases: list[Case], only: list[str]) -> list[Case]:
@@ -53,6 +53,7 @@ def main() -> int:
     print(table(results))
     print(f"\nMedian of {rounds} interleaved rounds of {seconds} s each; hot: repetitions follow each other without a pause.")
     print("; ".join(f"{key} {value}" for key, value in before.items()))
+    print("\n".join(marks(results)))
     print("\n".join(doubts(results)) or "No figure of this run is in doubt by its own spread or floor.")
     print(f"{time.monotonic() - began:.0f} s in all. Reasons for doubt: benchmarks/README.md")
     if arguments.json:

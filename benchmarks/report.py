@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.harness import Result
 
+PEERS = ("cpprb", "stable-baselines3", "tianshou", "torchrl", "torch", "flashbax", "jax", "dm-reverb")
 MAX_SPREAD = 0.5  # (largest - smallest) / median of the rounds' p50; past this a figure says little
 
 
@@ -44,16 +45,47 @@ def machine() -> dict[str, Any]:
         "load_average_before": os.getloadavg()[0],
         "python": platform.python_version(),
         **{package: _version(package) for package in ("edgeml_ipc", "numpy", "pyzmq", "msgspec")},
+        **{package: found for package in PEERS if (found := _version(package)) != "not installed"},
         "commit": git.stdout.strip() or "unknown",
     }
 
 
 def floor_ratio(result: Result, results: Sequence[Result]) -> float | None:
     """Return p50 over the p50 of the case's floor, same placement and run."""
+    floor = _floor_of(result, results)
+    return result.median("p50_us") / floor.median("p50_us") if floor and result.is_timed() else None
+
+
+def _floor_of(result: Result, results: Sequence[Result]) -> Result | None:
     for other in results:
-        if other.case.name == result.case.floor and other.placement == result.placement and other.rounds and result.rounds:
-            return result.median("p50_us") / other.median("p50_us")
+        if other.case.name == result.case.floor and other.placement == result.placement and other.is_timed():
+            return other
     return None
+
+
+def marks(results: Sequence[Result]) -> list[str]:
+    """Say of each mark whether it was reached."""
+    lines = []
+    for result in results:
+        for mark in result.case.marks:
+            label = f"{result.case.name} ({result.placement})"
+            floor = _floor_of(result, results) if mark.of_floor else None
+            if result.unavailable is not None or (mark.of_floor and floor is None):
+                lines.append(f"  not measured  {label}: {result.unavailable or 'its floor was not measured'}")
+                continue
+            value, what = result.median(mark.figure), mark.figure
+            if floor is not None:
+                theirs = floor.median(mark.figure)
+                faster = mark.figure in {"p50_us", "p99_us"}
+                value = theirs / value if faster else value / theirs
+                what = f"{'times as fast as' if faster else 'of the rate of'} {floor.case.name}"
+            wanted = (
+                f"at least {number(mark.at_least)}" if mark.at_least is not None else f"at most {number(mark.at_most or 0)}"
+            )
+            shown = number(value) if value >= 100 else f"{value:.4g}"  # one digit more: it may be a near miss
+            aim = "" if mark.aim is None else f", aim {number(mark.aim)}"
+            lines.append(f"  {'met   ' if mark.is_met(value) else 'MISSED'}  {label}: {shown} {what}; {wanted}{aim}")
+    return ["Marks:", *lines] if lines else []
 
 
 def as_json(results: Sequence[Result], **settings: Any) -> dict[str, Any]:
@@ -71,10 +103,12 @@ def as_json(results: Sequence[Result], **settings: Any) -> dict[str, Any]:
                 "median": {key: r.median(key) for key in r.rounds[0]} if r.rounds else None,
                 "floor": r.case.floor,
                 "floor_ratio": floor_ratio(r, results),
+                "group": r.case.group,
                 "rounds": r.rounds,
             }
             for r in results
         ],
+        "marks": marks(results)[1:],
     }
 
 
@@ -93,8 +127,11 @@ def table(results: Sequence[Result]) -> str:
             rows.append([r.case.name, r.placement, "-", "-", "-", "-", "-", f"unavailable: {r.unavailable}"])
             continue
         ratio = floor_ratio(r, results)
-        figures = [number(r.median(key)) for key in ("p50_us", "p99_us", "per_second")]
-        rows.append([r.case.name, r.placement, *figures, number(ratio) if ratio else "-", f"{r.spread():.0%}", r.case.what])
+        timed = ("p50_us", "p99_us", "per_second")
+        figures = [number(r.median(key)) if r.is_timed() else "-" for key in timed]
+        others = [f"; {number(r.median(key))} {key}" for key in r.rounds[0] if key not in timed]
+        what = r.case.what + "".join(others)
+        rows.append([r.case.name, r.placement, *figures, number(ratio) if ratio else "-", f"{r.spread():.0%}", what])
     widths = [max(len(row[column]) for row in rows if row[0] != "---") for column in range(len(head))]
     return "\n".join("| " + " | ".join(_cell(row, column, widths) for column in range(len(head))) + " |" for row in rows)
 
