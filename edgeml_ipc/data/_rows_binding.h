@@ -25,6 +25,8 @@ void erb_let_go(Table *self);          /* the end of a use without the interpret
 void erb_raise_writer_closed(void);
 int erb_add_stream(PyObject *module);
 int erb_add_flow(PyObject *module);
+int erb_add_steps(PyObject *module);
 PyObject *erb_new_stream(Table *table, PyObject *spec);
+PyObject *erb_new_steps(Table *table, const erb_span *spans, size_t count);
 
 #endif

@@ -298,6 +298,39 @@ static PyObject *table_resolve(Table *self, PyObject *const *args, Py_ssize_t gi
     Py_RETURN_NONE;
 }
 
+/* draw(shares, rows, stamps) -> how many rows are held; 0: nothing was drawn */
+static PyObject *table_draw(Table *self, PyObject *const *args, Py_ssize_t given) {
+    Py_buffer views[3];
+    size_t sizes[3], held = 0;
+    int64_t *data[3], total = 0;
+    if (given != 3) return PyErr_Format(PyExc_TypeError, "draw takes shares, rows, stamps");
+    if (!erb_opened(self)) return NULL;
+    for (; held < 3; held++)
+        if (!(data[held] = numbers(args[held], &views[held], &sizes[held], held > 0))) break;
+    int status = ERB_OK + 1;
+    if (held == 3 && sizes[1] >= sizes[0] && sizes[2] >= sizes[0])
+        status = erb_draw(self->table, (const double *)data[0], sizes[0], data[1], data[2], &total);
+    for (size_t i = 0; i < held; i++) PyBuffer_Release(&views[i]);
+    if (held < 3) return NULL;
+    if (status > 0) return PyErr_Format(PyExc_ValueError, "rows and stamps must be as many as shares");
+    return status ? erb_raise(status) : PyLong_FromLongLong(total);
+}
+
+/* steps(spans, count) */
+static PyObject *table_steps(Table *self, PyObject *const *args, Py_ssize_t given) {
+    Py_buffer view;
+    size_t size;
+    if (given != 2) return PyErr_Format(PyExc_TypeError, "steps takes spans, count");
+    size_t count = PyLong_AsSize_t(args[1]);
+    if (PyErr_Occurred() || !erb_opened(self)) return NULL;
+    int64_t *spans = numbers(args[0], &view, &size, 0);
+    if (!spans) return NULL;
+    PyObject *steps = count <= size / 3 ? erb_new_steps(self, (const erb_span *)spans, count)
+                                        : PyErr_Format(PyExc_ValueError, "spans has %zu numbers; %zu spans have three each", size, count);
+    PyBuffer_Release(&view);
+    return steps;
+}
+
 /* intact(rows, stamps, out) -> how many are not */
 static PyObject *table_intact(Table *self, PyObject *const *args, Py_ssize_t given) {
     Py_buffer views[3];
@@ -420,6 +453,8 @@ static PyMethodDef table_methods[] = {{"close", (PyCFunction)table_close, METH_N
                                       {"max_spans", (PyCFunction)table_max_spans, METH_NOARGS, NULL},
                                       {"snapshot", (PyCFunction)table_snapshot, METH_O, NULL},
                                       {"resolve", FAST(table_resolve), NULL},
+                                      {"draw", FAST(table_draw), NULL},
+                                      {"steps", FAST(table_steps), NULL},
                                       {"intact", FAST(table_intact), NULL},
                                       {"counts", (PyCFunction)table_counts, METH_NOARGS, NULL},
                                       {"horizon", (PyCFunction)table_horizon, METH_NOARGS, NULL},
@@ -451,7 +486,7 @@ static int module_exec(PyObject *module) {
     PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &table_spec, NULL);
     if (!error_segment || !error_full || !error_closed || !type || PyModule_AddType(module, type) < 0) return -1;
     Py_DECREF(type);
-    return erb_add_flow(module) ? -1 : erb_add_stream(module);
+    return erb_add_flow(module) || erb_add_steps(module) ? -1 : erb_add_stream(module);
 }
 
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from edgeml_ipc.data.draws import Accept, ByPriority, draw_anchors, draw_proposed
+from edgeml_ipc.data.draws import Accept, ByPriority, draw_anchors, draw_proposed, uniform
 from edgeml_ipc.data.gather import Rows
 from edgeml_ipc.data.prioritized import PriorityTracker
 from edgeml_ipc.data.priority import Weights
@@ -69,7 +69,7 @@ class UniformAnchors:
         """See `AnchorSource`."""
         if windowing.is_one_row():
             rows, stamps = np.empty(count, np.int64), np.empty(count, np.int64)
-            view.table.resolve(view.spans, len(view.spans), rng.integers(0, view.total, size=count), rows, stamps)
+            view.table.resolve(view.spans, len(view.spans), uniform(rng, view.total, count), rows, stamps)
             return Anchors(rows, stamps)
         return self.given(view, draw_anchors(view.steps, rng, count, windowing.sample_range, min_length=windowing.min_length))
 
@@ -152,7 +152,7 @@ class _Listed:
         self.rows = rows
 
     def propose(self, rng: np.random.Generator, count: int) -> Rows:
-        return self.rows[rng.integers(0, len(self.rows), count)] if len(self.rows) else self.rows
+        return self.rows[uniform(rng, len(self.rows), count)] if len(self.rows) else self.rows
 
     def listed(self) -> tuple[Rows, None]:
         return self.rows, None

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeml_ipc.data.chunks import Ints, snapshot
+from edgeml_ipc.data.chunks import Ints
 from edgeml_ipc.data.reading import ABOUT, Reader, Reading
 from edgeml_ipc.data.storage import Storage
 from edgeml_ipc.errors import BufferEmpty, EdgeMLError
@@ -92,14 +92,12 @@ class Batches:
 
     def _draw(self, count: int) -> tuple[Ints, Ints]:
         """Return rows, and the stamps by which to tell later whether they were overwritten."""
+        rows, stamps = np.empty(count, np.int64), np.empty(count, np.int64)
         for _ in range(ATTEMPTS):
-            spans, used = snapshot(self._table)
-            if used:
-                with self._rng_lock:
-                    # By age, so that the batch depends on what was inserted and not on where it lies.
-                    positions = self._rng.integers(0, spans[used - 1, 0], size=count)
-                rows, stamps = np.empty(count, np.int64), np.empty(count, np.int64)
-                self._table.resolve(spans, used, positions, rows, stamps)
+            with self._rng_lock:
+                # By age, so that the batch depends on what was inserted and not on where it lies.
+                shares = self._rng.random(count)
+            if self._table.draw(shares, rows, stamps):
                 return rows, stamps
             check_not_empty(self._table.counts()[0], count, self._storage.capacity)
         raise BufferEmpty(

@@ -14,6 +14,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from types import ModuleType
 
+    import edgeml_ipc.data._rows as _rows
+
 FIRST: Final = 1
 LAST: Final = 2
 TERMINAL: Final = 4
@@ -70,6 +72,16 @@ class RowTable(Protocol):
 
     def resolve(self, spans: Any, count: int, positions: Any, rows: Any, stamps: Any, /) -> None:
         """Turn positions in a snapshot into rows and their stamps."""
+
+    def draw(self, shares: Any, rows: Any, stamps: Any, /) -> int:
+        """Write the rows that lie at shares, float64 in [0, 1), of all that are held, and their stamps.
+
+        Returns:
+            how many rows are held; 0: nothing was written.
+        """
+
+    def steps(self, spans: Any, count: int, /) -> _rows.Steps | None:
+        """Return the episodes of a snapshot, compiled; None: `steps.ChunkSteps` finds them."""
 
     def intact(self, rows: Any, stamps: Any, out: Any, /) -> int:
         """Say, after rows were copied, which copies are whole; return how many are not."""

@@ -13,6 +13,7 @@ enum {
     LINE = 64,
     AHEAD_BYTES = 32768,        /* how far in front of the copy rows are asked for */
     AHEAD_ROWS_MAX = 128,       /* ... and how many at most */
+    TILE_ROWS = 256,
     ASKED_LINES_MAX = 16,       /* of a row; the hardware fetches the rest of a long one by itself */
     BYTES_PER_THREAD = 1 << 20, /* starting a thread takes as long as copying some 100 kB */
     LONG_ROW = 2048             /* shorter rows are not worth a second thread */
@@ -21,20 +22,24 @@ enum {
 /* Into the second-level cache (locality 2), which keeps several times more misses under way than the first level does. */
 static inline void ask_for(const eipc_gather_part *part, size_t i) {
     int64_t row = part->rows[i];
-    if (row < 0) return;
+    if (row < 0 || (i > 0 && part->row_bytes <= LINE && row == part->rows[i - 1] + 1)) return; /* the hardware sees that by itself */
     const uint8_t *from = part->source + (size_t)row * part->stride;
     size_t lines = (((uintptr_t)from & (LINE - 1)) + part->row_bytes + LINE - 1) / LINE;
     if (lines > ASKED_LINES_MAX) lines = ASKED_LINES_MAX;
     for (size_t line = 0; line < lines; line++) __builtin_prefetch(from + line * LINE, 0, 2);
 }
 
-/* Copy rows [begin, end). Inlined with constant sizes below, so that a short row is a load and a store. */
-static inline __attribute__((always_inline)) void copy_rows(const eipc_gather_part *part, size_t begin, size_t end, size_t row_bytes) {
+static size_t rows_ahead(size_t row_bytes) {
     size_t ahead = row_bytes ? AHEAD_BYTES / row_bytes : 1;
-    ahead = ahead < 1 ? 1 : ahead > AHEAD_ROWS_MAX ? AHEAD_ROWS_MAX : ahead;
-    for (size_t i = begin; i < end && i < begin + ahead; i++) ask_for(part, i);
+    return ahead < 1 ? 1 : ahead > AHEAD_ROWS_MAX ? AHEAD_ROWS_MAX : ahead;
+}
+
+/* Copy rows [begin, end), and ask for those behind, up to `last`. Inlined with constant sizes below, so that a short row is a load and
+ * a store. */
+static inline __attribute__((always_inline)) void copy_rows(const eipc_gather_part *part, size_t begin, size_t end, size_t last, size_t row_bytes) {
+    size_t ahead = rows_ahead(row_bytes);
     for (size_t i = begin; i < end; i++) {
-        if (i + ahead < end) ask_for(part, i + ahead);
+        if (i + ahead < last) ask_for(part, i + ahead);
         int64_t row = part->rows[i];
         uint8_t *to = part->out + (part->at ? (size_t)part->at[i] : i) * row_bytes;
         if (row < 0) memset(to, 0, row_bytes);
@@ -42,16 +47,16 @@ static inline __attribute__((always_inline)) void copy_rows(const eipc_gather_pa
     }
 }
 
-static void copy_share(const eipc_gather_part *part, size_t begin, size_t end) {
+static void copy_some(const eipc_gather_part *part, size_t begin, size_t end, size_t last) {
     switch (part->row_bytes) {
     case 0: break;
-    case 1: copy_rows(part, begin, end, 1); break;
-    case 2: copy_rows(part, begin, end, 2); break;
-    case 4: copy_rows(part, begin, end, 4); break;
-    case 8: copy_rows(part, begin, end, 8); break;
-    case 16: copy_rows(part, begin, end, 16); break;
-    case 32: copy_rows(part, begin, end, 32); break;
-    default: copy_rows(part, begin, end, part->row_bytes);
+    case 1: copy_rows(part, begin, end, last, 1); break;
+    case 2: copy_rows(part, begin, end, last, 2); break;
+    case 4: copy_rows(part, begin, end, last, 4); break;
+    case 8: copy_rows(part, begin, end, last, 8); break;
+    case 16: copy_rows(part, begin, end, last, 16); break;
+    case 32: copy_rows(part, begin, end, last, 32); break;
+    default: copy_rows(part, begin, end, last, part->row_bytes);
     }
 }
 
@@ -61,11 +66,26 @@ typedef struct {
     unsigned number, of; /* this share among all */
 } share;
 
+static size_t share_begin(const eipc_gather_part *part, const share *mine) { return part->count * mine->number / mine->of; }
+static size_t share_end(const eipc_gather_part *part, const share *mine) { return part->count * (mine->number + 1) / mine->of; }
+
+/* Some rows of all parts, then some more: an observation and the one that follows it are often one piece of memory, which is then in
+ * a cache when the second part wants it. */
 static void *copy_shares(void *argument) {
     const share *mine = argument;
+    size_t left = 0;
     for (size_t p = 0; p < mine->count; p++) {
         const eipc_gather_part *part = &mine->parts[p];
-        copy_share(part, part->count * mine->number / mine->of, part->count * (mine->number + 1) / mine->of);
+        size_t begin = share_begin(part, mine), end = share_end(part, mine), ahead = rows_ahead(part->row_bytes);
+        for (size_t i = begin; i < end && i < begin + ahead; i++) ask_for(part, i);
+        if (end - begin > left) left = end - begin;
+    }
+    for (size_t done = 0; done < left; done += TILE_ROWS) {
+        for (size_t p = 0; p < mine->count; p++) {
+            const eipc_gather_part *part = &mine->parts[p];
+            size_t last = share_end(part, mine), begin = share_begin(part, mine) + done;
+            if (begin < last) copy_some(part, begin, last - begin < TILE_ROWS ? last : begin + TILE_ROWS, last);
+        }
     }
     return NULL;
 }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeml_ipc.data.chunks import FIRST, LAST, TERMINAL, TRUNCATED, Ints, RowStream
+from edgeml_ipc.data.chunks import FIRST, LAST, TERMINAL, TRUNCATED, Ints, RowStream, snapshot
 from edgeml_ipc.data.waiting import LocalChanges
 from edgeml_ipc.errors import BufferFull, ConnectionClosed
 
@@ -187,6 +187,17 @@ class LocalTable:
         """See `RowTable`."""
         key = 2 * (row // self._chunk_rows) + (stamp // self._stride) % 2
         return self._before[key], self._before_generation[key], self._before_rows[key]
+
+    def draw(self, shares: Any, rows: Any, stamps: Any, /) -> int:
+        """See `RowTable`."""
+        spans, used = snapshot(self)
+        total = int(spans[used - 1, 0]) if used else 0
+        if total:
+            self.resolve(spans, used, (shares * total).astype(np.int64), rows, stamps)
+        return total
+
+    def steps(self, spans: Any, count: int, /) -> None:
+        """See `RowTable`."""
 
     def stream(self, spec: Any, /) -> RowStream:
         """See `RowTable`."""

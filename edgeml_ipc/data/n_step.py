@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from edgeml_ipc.data.draws import Steps
 from edgeml_ipc.data.gather import Rows
-from edgeml_ipc.data.sampler import ANCHOR, Pick, Read, Sampler, reach
+from edgeml_ipc.data.sampler import ANCHOR, Pick, Read, Sampler
 
 
 class NStep(NamedTuple):
@@ -98,7 +98,7 @@ class NStepSampler(Sampler):
 
     def pick(self, steps: Steps, anchors: Rows, rng: np.random.Generator) -> Pick:
         """Return the steps used, `(batch, n)`, if the episode does not terminate before."""
-        return reach(steps, anchors[:, None], np.arange(self.n)[None, :])
+        return Pick(*steps.window(anchors, 0, self.n))
 
     def reads(self, field: str) -> list[Read]:
         """See `Sampler`."""

@@ -449,9 +449,24 @@ int erb_resolve(const erb_span *spans, size_t count, const int64_t *positions, s
         }
         int64_t offset = position - (low ? spans[low - 1].end : 0);
         rows[i] = spans[low].row + offset;
-        stamps[i] = spans[low].stamp + offset;
+        stamps[i] = spans[low].stamp + offset; /* may lie where the position was */
     }
     return ERB_OK;
+}
+
+int erb_draw(const erb_table *table, const double *shares, size_t n, int64_t *rows, int64_t *stamps, int64_t *total) {
+    erb_span *spans = malloc(erb_max_spans(table) * sizeof *spans);
+    if (!spans) return ERB_SYSTEM;
+    size_t count;
+    int status = erb_snapshot(table, spans, &count);
+    *total = !status && count ? spans[count - 1].end : 0;
+    for (size_t i = 0; !status && *total && i < n; i++) {
+        stamps[i] = (int64_t)(shares[i] * (double)*total);
+        if (!(shares[i] >= 0) || stamps[i] >= *total) status = ERB_DAMAGED;
+    }
+    if (!status && *total) status = erb_resolve(spans, count, stamps, n, rows, stamps);
+    free(spans);
+    return status;
 }
 
 int erb_intact(const erb_table *table, const int64_t *rows, const int64_t *stamps, size_t n, uint8_t *out, size_t *lost) {

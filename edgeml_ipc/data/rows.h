@@ -3,6 +3,7 @@
  * docs/replay.md is the specification: the byte drawing, who writes what, the memory ordering and the crash story.
  *
  *   rows.c          chunks: claim, reserve, commit; what a reader finds, and whether it still stood after the copy
+ *   rows_steps.c    the episodes of the rows that are held, for who draws windows
  *   rows_append.c   transitions put into rows, their observations into frames
  *   rows_writers.c  the registry of writers: who lives, and what is done for those that died
  *   rows_cursors.c  up to which item each uploading client's stream is committed
@@ -212,6 +213,8 @@ void erb_announce(erb_table *table, erb_writer *me, uint64_t rows, uint64_t fram
 
 size_t erb_max_spans(const erb_table *table);
 int erb_snapshot(const erb_table *table, erb_span *spans, size_t *count); /* oldest first */
+/* The rows at `n` shares in [0, 1) of all that are held, with their stamps; `total`: how many are held. 0: nothing was drawn. */
+int erb_draw(const erb_table *table, const double *shares, size_t n, int64_t *rows, int64_t *stamps, int64_t *total);
 int erb_resolve(const erb_span *spans, size_t count, const int64_t *positions, size_t n,
                 int64_t *rows, int64_t *stamps);
 int erb_intact(const erb_table *table, const int64_t *rows, const int64_t *stamps, size_t n, uint8_t *out, size_t *lost);
@@ -222,6 +225,43 @@ void erb_close_sequence(erb_table *table, uint32_t place, int64_t from); /* afte
 void erb_tally(erb_table *table, int64_t sampled, int64_t redrawn);
 /* The chunk, generation and number of rows that the writer of this row's generation filled before. */
 int erb_previous(const erb_table *table, int64_t row, int64_t stamp, int64_t previous[3]);
+
+/* ---- rows_steps.c ---------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int64_t row, stamp, count;            /* of the first row; how many */
+    int64_t end;                          /* rows of this run and of those before it in the snapshot */
+    int64_t rank, chain_begin, chain_end; /* of the first row, of its chain's first, and past its chain's last */
+    int32_t previous, next;               /* runs of the same chain, -1 = none */
+} erb_run;
+
+/* Of one moment; one thread's at a time. The table must outlive it. */
+typedef struct {
+    const erb_table *table;
+    erb_run *runs; /* as in the snapshot; one piece of memory with what follows */
+    int32_t *newer, *older; /* by chunk: its runs, -1 = none */
+    int32_t *by_rank;
+    size_t count;
+    int64_t total; /* rows */
+} erb_steps;
+
+typedef enum { ERB_BEFORE, ERB_AFTER, ERB_RANK, ERB_STAMP } erb_question;
+
+int erb_steps_open(const erb_table *table, const erb_span *spans, size_t count, erb_steps *steps);
+void erb_steps_close(erb_steps *steps);
+/* All rows must be held, or ERB_DAMAGED: how many steps of the episode are held before or after each; its rank; its stamp. */
+int erb_steps_tell(const erb_steps *steps, erb_question question, const int64_t *rows, size_t n, int64_t *out);
+void erb_steps_holds(const erb_steps *steps, const int64_t *rows, size_t n, uint8_t *out);
+int erb_steps_shift(const erb_steps *steps, const int64_t *rows, const int64_t *offsets, size_t n, int64_t *out);
+/* Take the rows at `n` shares in [0, 1) of all for the last steps of windows [anchor + first, anchor + last], and write the anchors
+ * of those that lie in an episode of which at least `min_length` steps are held. */
+int erb_steps_draw(const erb_steps *steps, const double *shares, size_t n, int64_t first, int64_t last, int64_t min_length, int64_t *anchors,
+                   size_t *found);
+/* The rows [anchor + begin, anchor + end) of each anchor's episode, `end - begin` for each; -1 where it has none. */
+int erb_steps_reach(const erb_steps *steps, const int64_t *anchors, size_t n, int64_t begin, int64_t end, int64_t *rows, uint8_t *mask);
+/* Clear in `out` the elements whose anchor was overwritten, or of whose `size` rows one was or is not of the anchor's episode; -1 counts
+ * for nothing. */
+int erb_steps_intact(const erb_steps *steps, const int64_t *anchors, const int64_t *rows, size_t n, size_t size, uint8_t *out);
 
 /* ---- rows_append.c --------------------------------------------------------------------------------------------------- */
 

@@ -317,16 +317,27 @@ int erb_end(erb_table *table, uint32_t place) {
 int erb_frames(const erb_table *table, const int64_t *rows, size_t n, int64_t *own, int64_t *next) {
     const uint64_t stack = table->stack, ring = table->chunk_frames;
     if (!ring) return ERB_DAMAGED;
-    for (size_t i = 0; i < n; i++) {
+    uint64_t chunk_begin = 0, begin = 0; /* of the chunk of the row before: windows are rows that follow one another */
+    for (size_t i = 0; i < n; i++, own += stack, next += stack) {
         if (rows[i] < -1 || rows[i] >= (int64_t)table->capacity) return ERB_DAMAGED;
         if (i + 16 < n && rows[i + 16] >= 0 && rows[i + 16] < (int64_t)table->capacity) __builtin_prefetch(&table->frame[rows[i + 16]]);
-        uint64_t row = rows[i] < 0 ? 0 : (uint64_t)rows[i], begin = row / table->chunk_rows * ring;
-        uint64_t frame = table->frame[row] % ring, ahead = 1;
+        if (rows[i] < 0) {
+            for (uint64_t k = 0; k < stack; k++) own[k] = next[k] = -1;
+            continue;
+        }
+        uint64_t row = (uint64_t)rows[i], frame = table->frame[row], ahead = 1;
+        if (row - chunk_begin >= table->chunk_rows) {
+            chunk_begin = row - row % table->chunk_rows;
+            begin = row / table->chunk_rows * ring;
+        }
+        if (frame >= ring) frame %= ring; /* being written, or damaged */
         if (stack > 1 && atomic_load_explicit(&table->flags[row], memory_order_relaxed) & ERB_DETACHED) ahead = stack;
-        for (uint64_t k = 0; k < stack; k++) {
-            uint64_t from = frame + ring - (stack - 1) + k;
-            own[i * stack + k] = rows[i] < 0 ? -1 : (int64_t)(begin + from % ring);
-            next[i * stack + k] = rows[i] < 0 ? -1 : (int64_t)(begin + (from + ahead) % ring);
+        uint64_t from = frame + ring - (stack - 1), then = from + ahead;
+        for (uint64_t k = 0; k < stack; k++, from++, then++) {
+            if (from >= ring) from -= ring;
+            while (then >= ring) then -= ring;
+            own[k] = (int64_t)(begin + from);
+            next[k] = (int64_t)(begin + then);
         }
     }
     return ERB_OK;

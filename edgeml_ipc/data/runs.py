@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgeml_ipc.data.chunks import Ints, snapshot
-from edgeml_ipc.data.steps import ChunkMap, ChunkSteps
+from edgeml_ipc.data.steps import ChunkMap, HeldSteps
 
 
 class View:
@@ -32,9 +32,9 @@ class View:
         self.total = int(spans[used - 1, 0]) if used else 0
 
     @cached_property
-    def steps(self) -> ChunkSteps:
+    def steps(self) -> HeldSteps:
         """The episodes of these rows."""
-        return ChunkSteps(self._map, self.spans)
+        return self._map.steps_of(self.spans)
 
     @cached_property
     def counts(self) -> Ints:

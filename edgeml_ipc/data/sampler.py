@@ -69,6 +69,13 @@ class Sampler(ABC):
         """Return all picks that `reads` refers to."""
         return [self.pick(steps, anchors, rng)]
 
+    def same_rows(self) -> tuple[Any, ...] | None:
+        """Return what the picks depend on beside the anchors: samplers of one class that return the same share their picks.
+
+        None: the picks are this sampler's own, as those are that are drawn at random.
+        """
+        return None
+
     def value(self, field: str, stored: list[Any], picks: list[Pick]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Make what goes into the batch's data and mask.
 
@@ -121,9 +128,12 @@ class SequenceSampler(Sampler):
 
     def pick(self, steps: Steps, anchors: Rows, rng: np.random.Generator) -> Pick:
         """Return the window of each anchor."""
-        if self.squeeze:
-            return reach(steps, anchors, np.full(anchors.shape, self.begin))
-        return reach(steps, anchors[:, None], np.arange(self.begin, self.end)[None, :])
+        rows, mask = steps.window(anchors, self.begin, self.end)
+        return Pick(rows[:, 0], mask[:, 0]) if self.squeeze else Pick(rows, mask)
+
+    def same_rows(self) -> tuple[Any, ...]:
+        """See `Sampler`."""
+        return (self.begin, self.end, self.squeeze)
 
 
 class TrajectorySampler(SequenceSampler):
@@ -260,9 +270,3 @@ class PrioritySampler(Sampler):
         """Return none: the anchors are there already."""
         return []
 
-
-def reach(steps: Steps, anchors: Rows, offsets: Rows) -> Pick:
-    """Return the rows `offsets` (broadcast) from anchors, -1 where their episode has none."""
-    there = (offsets >= -steps.before(anchors)) & (offsets <= steps.after(anchors))
-    rows = steps.shift(anchors, np.where(there, offsets, 0))
-    return Pick(np.where(there, rows, -1), there)

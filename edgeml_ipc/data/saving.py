@@ -28,7 +28,7 @@ from edgeml_ipc.data.columns import Array, DataShape, dtype_of
 from edgeml_ipc.data.reading import ABOUT, Reader
 from edgeml_ipc.data.saved_file import Maker, Section, bytes_of
 from edgeml_ipc.data.schema import NEXT, OBSERVATIONS, STACK, Schema
-from edgeml_ipc.data.steps import ChunkMap, ChunkSteps
+from edgeml_ipc.data.steps import ChunkMap
 from edgeml_ipc.data.storage import Storage
 
 Progress = Callable[[int, int], object]
@@ -145,11 +145,10 @@ class _Copy:
 
     def __init__(self, storage: Storage, maker: Maker) -> None:
         self._storage, self._table, self._maker = storage, storage.table, maker
-        steps_map = ChunkMap(storage)
         spans, used = snapshot(storage.table)
         self._spans, self._used = np.ascontiguousarray(spans[:used]), used
         self._total = int(spans[used - 1, 0]) if used else 0
-        self._before_run = ChunkSteps(steps_map, self._spans).predecessors() if used else np.zeros(0, np.int64)
+        self._before_run = ChunkMap(storage).steps_of(self._spans).predecessors()
         shapes = storage.columns.shapes
         self._pairs = derived(shapes)
         self._stacks = stacked(storage.schema)

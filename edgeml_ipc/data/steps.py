@@ -9,21 +9,28 @@ make chains; along a chain each row has a *rank*, and a chain's ranks are the or
     position    3 4 5 0 1 2 3 ...                 |  a row and the k-th after it are of one episode if position rises by k
 
 Rows may be overwritten while this is read. What was read of a row that still stands afterwards was right; who samples asks that
-of every row it uses, and compares its `order` with the one that was drawn by.
+of every row it uses: see `intact`. `TableSteps` is the compiled one, by `rows_steps.c`; `ChunkSteps` is the same in numpy, for
+where the C half was not built.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from threading import Lock
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from edgeml_ipc.data.chunks import Ints, snapshot
+from edgeml_ipc.data.draws import Mask, fitting, window
 from edgeml_ipc.data.gather import Rows
+from edgeml_ipc.data.priority import Weights
 from edgeml_ipc.data.storage import Storage
 from edgeml_ipc.errors import BufferEmpty
+
+if TYPE_CHECKING:
+    import edgeml_ipc.data._rows as _rows
 
 _NONE: Final = -1
 
@@ -50,11 +57,21 @@ class ChunkMap:
         self.stride_bits = storage.chunk_rows.bit_length()
         self._known = Links(*(np.full(2 * self.chunks, _NONE, np.int64) for _ in range(4)))
         self._lock = Lock()
+        self._last: tuple[bytes, HeldSteps | None] = b"", None  # where nobody inserts, one is made for all batches
 
-    def steps(self) -> ChunkSteps:
+    def steps(self) -> HeldSteps:
         """Look at the rows that are held now."""
         spans, used = snapshot(self.storage.table)
-        return ChunkSteps(self, spans[:used])
+        return self.steps_of(spans[:used])
+
+    def steps_of(self, spans: Ints) -> HeldSteps:
+        """Join the runs `(end, row, stamp)` of a snapshot to chains."""
+        looked, (known, made) = spans.tobytes(), self._last
+        if made is None or looked != known:
+            compiled = self.storage.table.steps(spans, len(spans))
+            made = ChunkSteps(self, spans) if compiled is None else TableSteps(self, spans, compiled)
+            self._last = looked, made
+        return made
 
     def before(self, rows: Ints, stamps: Ints, counts: Ints) -> tuple[Ints, Ints, Ints]:
         """Return, for each run, the chunk that its writer filled before, -1 for none, that one's generation, and its rows."""
@@ -77,24 +94,152 @@ class ChunkMap:
             return known.previous_chunk[keys], known.previous_generation[keys], known.previous_rows[keys]
 
 
-class ChunkSteps:
+class HeldSteps(ABC):
     """`draws.Steps` of the rows that a storage held at one moment.
 
-    Threads and processes: one thread's. Takes no lock; rows can be overwritten at any time.
+    Threads and processes: any thread may call. Takes no lock; rows can be overwritten at any time.
 
     Attributes:
-        total: how many rows are held.
+        spans: `(runs, 3)`, the runs of the snapshot. total: how many rows are held.
     """
 
     def __init__(self, chunk_map: ChunkMap, spans: Ints) -> None:
-        """Join the runs `(end, row, stamp)` of a snapshot to chains."""
+        self.spans = spans
+        self.total = int(spans[-1, 0]) if len(spans) else 0
+        self._table, self._capacity = chunk_map.storage.table, chunk_map.storage.capacity
+
+    def draw(self, rng: np.random.Generator, count: int, first: int, last: int, min_length: int) -> Rows:
+        """See `draws.Steps`."""
+        if not self.total:
+            raise BufferEmpty(f"cannot sample {count} rows: none is held (capacity {self._capacity} rows)")
+        return self._draw(rng.random(count), first, last, min_length)
+
+    @abstractmethod
+    def _draw(self, shares: Weights, first: int, last: int, min_length: int) -> Rows: ...
+
+    def rows(self) -> Rows:
+        """Return all rows, oldest chunk first."""
+        ends, row, _ = self.spans.T
+        count = np.diff(ends, prepend=0)
+        rows: Rows = np.arange(self.total) + np.repeat(row - ends + count, count)
+        return rows
+
+    @abstractmethod
+    def before(self, rows: Rows) -> Rows:
+        """Return how many steps of the episode are held before each row."""
+
+    @abstractmethod
+    def after(self, rows: Rows) -> Rows:
+        """Return how many steps of the episode are held after each row."""
+
+    @abstractmethod
+    def shift(self, rows: Rows, offsets: Rows) -> Rows:
+        """Return the rows `offsets` steps further on; asked only within `before` and `after`."""
+
+    @abstractmethod
+    def window(self, anchors: Rows, begin: int, end: int) -> tuple[Rows, Mask]:
+        """See `draws.Steps`."""
+
+    @abstractmethod
+    def order(self, rows: Rows) -> Rows:
+        """Return each row's rank; within an episode it rises as the position does."""
+
+    @abstractmethod
+    def stamps(self, rows: Rows) -> Rows:
+        """Return the stamps by which to tell later whether rows were overwritten."""
+
+    @abstractmethod
+    def holds(self, rows: Rows) -> Mask:
+        """Tell which of any rows of the buffer are held."""
+
+    @abstractmethod
+    def intact(self, anchors: Rows, rows: Rows) -> Mask:
+        """Tell, after rows were copied, for which anchors all copies are whole, and of the anchor's episode.
+
+        Args:
+            rows: `(batch, ...)`, -1 where nothing was copied. All must be held.
+        """
+
+    @abstractmethod
+    def predecessors(self) -> Ints:
+        """Return, for each run of the snapshot, which one it goes on from, or -1."""
+
+
+class TableSteps(HeldSteps):
+    """The compiled one."""
+
+    def __init__(self, chunk_map: ChunkMap, spans: Ints, compiled: _rows.Steps) -> None:
+        super().__init__(chunk_map, spans)
+        self._compiled = compiled
+
+    def _draw(self, shares: Weights, first: int, last: int, min_length: int) -> Rows:
+        anchors = np.empty(len(shares), np.int64)
+        return anchors[: self._compiled.draw(shares, first, last, min_length, anchors)]
+
+    def before(self, rows: Rows) -> Rows:
+        """See `HeldSteps`."""
+        return _told(self._compiled.before, rows)
+
+    def after(self, rows: Rows) -> Rows:
+        """See `HeldSteps`."""
+        return _told(self._compiled.after, rows)
+
+    def order(self, rows: Rows) -> Rows:
+        """See `HeldSteps`."""
+        return _told(self._compiled.order, rows)
+
+    def stamps(self, rows: Rows) -> Rows:
+        """See `HeldSteps`."""
+        return _told(self._compiled.stamps, rows)
+
+    def holds(self, rows: Rows) -> Mask:
+        """See `HeldSteps`."""
+        held = np.empty(rows.shape, np.bool_)
+        self._compiled.holds(np.ascontiguousarray(rows), held)
+        return held
+
+    def shift(self, rows: Rows, offsets: Rows) -> Rows:
+        """See `HeldSteps`."""
+        rows, offsets = np.broadcast_arrays(rows, offsets)
+        shifted = np.empty(rows.shape, np.int64)
+        self._compiled.shift(np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(offsets, np.int64), shifted)
+        return shifted
+
+    def window(self, anchors: Rows, begin: int, end: int) -> tuple[Rows, Mask]:
+        """See `draws.Steps`."""
+        rows, mask = np.empty((len(anchors), end - begin), np.int64), np.empty((len(anchors), end - begin), np.bool_)
+        self._compiled.reach(anchors, begin, end, rows, mask)
+        return rows, mask
+
+    def intact(self, anchors: Rows, rows: Rows) -> Mask:
+        """See `HeldSteps`."""
+        whole = np.ones(len(anchors), np.bool_)
+        self._compiled.intact(anchors, np.ascontiguousarray(rows), whole)
+        return whole
+
+    def predecessors(self) -> Ints:
+        """See `HeldSteps`."""
+        found = np.empty(len(self.spans), np.int64)
+        self._compiled.predecessors(found)
+        return found
+
+
+def _told(ask: Callable[[Rows, Rows], None], rows: Rows) -> Rows:
+    answers = np.empty(rows.shape, np.int64)
+    ask(np.ascontiguousarray(rows), answers)
+    return answers
+
+
+class ChunkSteps(HeldSteps):
+    """The same in numpy."""
+
+    def __init__(self, chunk_map: ChunkMap, spans: Ints) -> None:
+        super().__init__(chunk_map, spans)
         about = chunk_map.storage.about.arrays
         self._position, sequence, writer = about["position"], about["sequence"], about["writer"]
-        self._table, self._spans = chunk_map.storage.table, spans
-        self._chunk_rows, self._capacity = chunk_map.storage.chunk_rows, chunk_map.storage.capacity
+        self._chunk_rows = chunk_map.storage.chunk_rows
         ends, self._row, self._stamp = (np.ascontiguousarray(column) for column in spans.T)
         self._count = np.diff(ends, prepend=0)
-        self.total = int(ends[-1]) if len(ends) else 0
         chunk, generation = self._row // self._chunk_rows, self._stamp >> chunk_map.stride_bits
         self._newer, self._older = (np.full(chunk_map.chunks, _NONE, np.int64) for _ in range(2))
         self._runs_by_chunk(chunk)
@@ -117,36 +262,26 @@ class ChunkSteps:
         self._chain_end[self._order] = np.minimum.accumulate(tails[::-1])[::-1]
 
     def predecessors(self) -> Ints:
-        """Return, for each run of the snapshot, which one it goes on from, or -1."""
+        """See `HeldSteps`."""
         found = np.full(len(self._order), _NONE, np.int64)
         joined = self._base[self._order] != self._chain_begin[self._order]
         found[self._order[joined]] = self._order[np.flatnonzero(joined) - 1]
         return found
 
-    def draw(self, rng: np.random.Generator, count: int) -> Rows:
-        """Draw rows uniformly, with replacement."""
-        if not self.total:
-            raise BufferEmpty(f"cannot sample {count} rows: none is held (capacity {self._capacity} rows)")
-        rows, stamps = np.empty(count, np.int64), np.empty(count, np.int64)
-        positions = rng.integers(0, self.total, size=count)
-        self._table.resolve(np.ascontiguousarray(self._spans), len(self._spans), positions, rows, stamps)
-        return rows
-
-    def rows(self) -> Rows:
-        """Return all rows, oldest chunk first."""
-        begins = np.cumsum(self._count) - self._count
-        rows: Rows = np.arange(self.total) + np.repeat(self._row - begins, self._count)
-        return rows
+    def _draw(self, shares: Weights, first: int, last: int, min_length: int) -> Rows:
+        rows, stamps = np.empty(len(shares), np.int64), np.empty(len(shares), np.int64)
+        self._table.resolve(self.spans, len(self.spans), (shares * self.total).astype(np.int64), rows, stamps)
+        return fitting(self, rows, first, last, min_length)
 
     def before(self, rows: Rows) -> Rows:
-        """Return how many steps of the episode are held before each row."""
+        """See `HeldSteps`."""
         run = self._run_of(rows)
         rank = self._base[run] + rows - self._row[run]
         held: Rows = np.minimum(np.maximum(self._position[rows], 0), rank - self._chain_begin[run])
         return held
 
     def after(self, rows: Rows) -> Rows:
-        """Return how many steps of the episode are held after each row."""
+        """See `HeldSteps`."""
         run = self._run_of(rows)
         rank = self._base[run] + rows - self._row[run]
         position = self._position[rows]
@@ -160,26 +295,41 @@ class ChunkSteps:
         return low
 
     def shift(self, rows: Rows, offsets: Rows) -> Rows:
-        """Return the rows `offsets` steps further on, which may be of another episode or writer: see `before` and `after`."""
+        """See `HeldSteps`."""
         return self._row_at(self.order(rows) + offsets)
 
-    def holds(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Tell which of any rows of the buffer are held."""
+    def window(self, anchors: Rows, begin: int, end: int) -> tuple[Rows, Mask]:
+        """See `draws.Steps`."""
+        return window(self, anchors, begin, end)
+
+    def intact(self, anchors: Rows, rows: Rows) -> Mask:
+        """See `HeldSteps`."""
+        cells = rows.reshape(len(anchors), -1)
+        cells = np.where(cells >= 0, cells, anchors[:, None])
+        whole = np.empty(cells.size, np.bool_)
+        self._table.intact(cells.ravel(), self.stamps(cells).ravel(), whole)
+        apart = self.order(cells) - self.order(anchors)[:, None]
+        of_one_episode = self._position[cells] - self._position[anchors][:, None] == apart
+        intact: Mask = (whole.reshape(cells.shape) & of_one_episode).all(axis=1)
+        return intact
+
+    def holds(self, rows: Rows) -> Mask:
+        """See `HeldSteps`."""
         run = self._run_of(rows)
         if not self.total:
             return np.zeros(rows.shape, np.bool_)
         offsets = rows - self._row[run]
-        held: npt.NDArray[np.bool_] = (run >= 0) & (offsets >= 0) & (offsets < self._count[run])
+        held: Mask = (run >= 0) & (offsets >= 0) & (offsets < self._count[run])
         return held
 
     def stamps(self, rows: Rows) -> Rows:
-        """Return the stamps by which to tell later whether rows were overwritten."""
+        """See `HeldSteps`."""
         run = self._run_of(rows)
         stamps: Rows = self._stamp[run] + rows - self._row[run]
         return stamps
 
     def order(self, rows: Rows) -> Rows:
-        """Return each row's rank; within an episode it rises as the position does."""
+        """See `HeldSteps`."""
         run = self._run_of(rows)
         ranks: Rows = self._base[run] + rows - self._row[run]
         return ranks

@@ -39,6 +39,7 @@ class SampleConfig:
         transform: makes (data, mask) of (data, mask); None: they stay as they are.
         source: of the anchors; `rng` draws them. `lock` is held by who uses either.
         reader: of the stored leaves.
+        shares: for each sampler, the number of the first that picks the same rows: its own, or an earlier one's.
         sets: of rows that the leaves follow: numbers of a sampler and of its pick.
         reads: of each sampler, for each stored field that it reads, the paths of its leaves, below the field; of one that
             takes the anchors' own rows of a field that is one leaf, None.
@@ -51,6 +52,7 @@ class SampleConfig:
     rng: np.random.Generator
     lock: Lock
     reader: Reader
+    shares: list[int]
     sets: list[tuple[int, int]]
     reads: list[list[list[Path]] | None]
 
@@ -61,43 +63,50 @@ class SampleConfig:
 
 
 class _Drawn:
-    """The rows of a batch, and what they must still be after they were copied.
+    """The rows of a batch.
 
     Attributes:
         anchors: of the elements.
-        picks: of each sampler; empty, and without what follows, where all fields are the anchors' own rows.
-        cells, stamps, distances: `(batch, 1 + cells of all picks)`: the anchor's row first, and how far each is from it.
+        picks: of each sampler; empty where all fields are the anchors' own rows. Samplers that choose the same rows share them.
     """
 
     def __init__(self, config: SampleConfig, view: View, anchors: Anchors) -> None:
-        self.anchors = anchors
+        self._view, self.anchors = view, anchors
         self.picks: list[list[Pick]] = []
         if config.one_row:
             return
-        steps = view.steps
-        for sampler in config.samplers.values():
-            made = sampler.picks(steps, anchors.rows, config.rng)
+        for number, sampler in enumerate(config.samplers.values()):
+            shared = config.shares[number]
+            if shared < number:
+                self.picks.append(self.picks[shared])
+                continue
+            made = sampler.picks(view.steps, anchors.rows, config.rng)
             self.picks.append([pick._replace(rows=np.ascontiguousarray(pick.rows)) for pick in made])
-        parts = [pick.rows.reshape(len(anchors.rows), -1) for picks in self.picks for pick in picks]
-        cells = np.concatenate([anchors.rows[:, None], *parts], axis=1)
-        self.cells = np.where(cells >= 0, cells, anchors.rows[:, None])
-        self.stamps, order = steps.stamps(self.cells), steps.order(self.cells)
-        self.distances = order - order[:, :1]
 
     def rows(self, config: SampleConfig) -> list[Rows]:
         """Return the rows of each set."""
         return [self.anchors.rows if key == _ANCHORS else self.picks[key[0]][key[1]].rows for key in config.sets]
 
-    def replace(self, places: Rows, by: _Drawn) -> None:
+    def intact(self, config: SampleConfig) -> Mask:
+        """Tell, after they were copied, which elements are whole and of one episode: of those that were drawn, not replaced."""
+        whole = np.empty(len(self.anchors.rows), np.bool_)
+        if config.one_row:
+            self._view.table.intact(self.anchors.rows, self.anchors.stamps, whole)
+            return whole
+        first, *others = (self._view.steps.intact(self.anchors.rows, rows) for rows in self.rows(config))
+        for other in others:
+            first &= other
+        return first
+
+    def replace(self, config: SampleConfig, places: Rows, by: _Drawn) -> None:
         """Take the elements `places` from another."""
-        for mine, new in zip(self._arrays(), by._arrays(), strict=True):
+        for mine, new in zip(self._arrays(config), by._arrays(config), strict=True):
             mine[places] = new
 
-    def _arrays(self) -> list[Any]:
+    def _arrays(self, config: SampleConfig) -> list[Any]:
         each: list[Any] = [*self.anchors]
-        if self.picks:
-            each += [self.cells, self.stamps, self.distances]
-            each += [array for picks in self.picks for pick in picks for array in pick]
+        own = (picks for number, picks in enumerate(self.picks) if config.shares[number] == number)
+        each += [array for picks in own for pick in picks for array in pick]
         return [array for array in each if array is not None]
 
 
@@ -110,7 +119,6 @@ class Windows:
     def __init__(self, storage: Storage, seed: int | None, min_length: int) -> None:
         """Begin without configs. `min_length`: episodes of which fewer steps are held are never drawn."""
         self._storage, self._table, self._min_length = storage, storage.table, min_length
-        self._position = storage.about.arrays["position"]
         self._map = ChunkMap(storage)
         self._configs: dict[str, SampleConfig] = {}
         self._seed = seed
@@ -135,12 +143,13 @@ class Windows:
         follows: list[int] = []
         sets: dict[tuple[int, int], int] = {}
         reads: list[list[list[Path]] | None] = []
+        shares = _shared(samplers)
         for number, (field, sampler) in enumerate(samplers.items()):
             paths: list[list[Path]] = []
             for source, pick in sampler.reads(field):
                 found = self._leaves_of(source)
                 paths.append(list(found))
-                key = _ANCHORS if pick == ANCHOR else (number, pick)
+                key = _ANCHORS if pick == ANCHOR else (shares[number], pick)
                 leaves += found.values()
                 follows += [sets.setdefault(key, len(sets))] * len(found)
             reads.append(None if type(sampler) is LatestSampler and paths == [[()]] else paths)
@@ -155,6 +164,7 @@ class Windows:
             np.random.default_rng(None if self._seed is None else [self._seed, 1, *name.encode()]),
             Lock(),
             Reader(self._storage, leaves, follows),
+            shares,
             list(sets),
             reads,
         )
@@ -286,34 +296,18 @@ class Windows:
 
     def _redraw(self, config: SampleConfig, reading: Reading, drawn: _Drawn, forced: Rows | None) -> int:
         """Replace windows of which a row was overwritten meanwhile, until there are none; return how many those were."""
-        count = len(drawn.anchors.rows)
-        if config.one_row and self._table.intact(drawn.anchors.rows, drawn.anchors.stamps, np.empty(count, np.bool_)) == 0:
-            return 0
-        redrawn, places = 0, np.arange(count)
+        places = np.flatnonzero(~drawn.intact(config))
+        redrawn = 0
         for _ in range(ATTEMPTS):
-            places = places[~self._intact(drawn, places)]  # the others are good, whatever becomes of their rows
             if not len(places):
                 return redrawn
             redrawn += len(places)
             new = self._draw(config, len(places), None if forced is None else forced[places])
-            drawn.replace(places, new)
+            drawn.replace(config, places, new)
             cells = [np.arange(rows.size).reshape(rows.shape)[places] for rows in drawn.rows(config)]
             config.reader.patch(reading, new.rows(config), cells)
+            places = places[~new.intact(config)]  # the others are good, whatever becomes of their rows
         raise overtaken(self._storage.capacity)
-
-    def _intact(self, drawn: _Drawn, places: Rows) -> Mask:
-        """Tell which of some elements were copied whole, and from one episode."""
-        if not drawn.picks:
-            alone = np.empty(len(places), np.bool_)
-            self._table.intact(drawn.anchors.rows[places], drawn.anchors.stamps[places], alone)
-            return alone
-        cells = drawn.cells[places]
-        position = self._position[cells]
-        whole = np.empty(cells.size, np.bool_)
-        self._table.intact(cells.ravel(), drawn.stamps[places].ravel(), whole)
-        of_one_episode = position - position[:, :1] == drawn.distances[places]
-        intact: Mask = (whole.reshape(cells.shape) & of_one_episode).all(axis=1)
-        return intact
 
 
 def check_min_length(steps: int) -> None:
@@ -327,6 +321,16 @@ def _check_names(samplers: Mapping[str, Sampler]) -> None:
     for field, sampler in samplers.items():
         if isinstance(sampler, FutureSampler) and f"{field}_offset" in samplers:
             raise ValueError(f"the field {field!r} comes with {field}_offset; another field cannot be called so")
+
+
+def _shared(samplers: Mapping[str, Sampler]) -> list[int]:
+    """Return, for each sampler, the number of the first that picks the same rows."""
+    first: dict[tuple[Any, ...], int] = {}
+    shares = []
+    for number, sampler in enumerate(samplers.values()):
+        same = sampler.same_rows()
+        shares.append(number if same is None else first.setdefault((type(sampler), *same), number))
+    return shares
 
 
 def _handed_out(config: SampleConfig, reading: Reading, drawn: _Drawn) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -343,6 +347,8 @@ def _handed_out(config: SampleConfig, reading: Reading, drawn: _Drawn) -> tuple[
         else:
             stored = [_nested(paths, arrays) for paths in reads]
             picks = [*(drawn.picks[number] if drawn.picks else ()), Pick(drawn.anchors.rows, whole[number])]
+            if config.shares[number] < number:  # each field's mask is its own
+                picks = [Pick(rows, there.copy(), offset) for rows, there, offset in picks]
             made, there = sampler.value(field, stored, picks)
             data.update(made)
             mask.update(there)
