@@ -55,33 +55,17 @@ def core() -> Extension:
     )
 
 
-def kernels() -> Extension:
-    """Describe the extension module of the inner loops of sampling."""
-    flags = SANITIZERS[os.environ.get("EDGEML_IPC_SANITIZE", "")]
-    here = ROOT / "edgeml_ipc" / "data"
-    return Extension(
-        "edgeml_ipc.data._kernels",
-        sources=[path.relative_to(ROOT).as_posix() for path in sorted([*here.glob("_kernels*.c"), here / "kernels.c"])],
-        depends=[path.relative_to(ROOT).as_posix() for path in sorted([*here.glob("_kernels*.h"), here / "kernels.h"])],
-        define_macros=[("Py_LIMITED_API", "0x030B0000")],
-        extra_compile_args=[*FLAGS, "-O3", *flags],  # the tree's nodes are sums of eight: unrolled, they take two thirds
-        extra_link_args=["-pthread", "-lm", *flags],
-        py_limited_api=True,
-        optional=True,
-    )
-
-
 def rows() -> Extension:
-    """Describe the extension module of the replay buffer's rows: who may write which, and which are whole."""
+    """Describe the extension module of the replay buffer: who may write which rows, which are whole, and the loops of sampling."""
     flags = SANITIZERS[os.environ.get("EDGEML_IPC_SANITIZE", "")]
     here = ROOT / "edgeml_ipc" / "data"
     return Extension(
         "edgeml_ipc.data._rows",
-        sources=[path.relative_to(ROOT).as_posix() for path in sorted([*here.glob("_rows*.c"), *here.glob("rows*.c")])],
-        depends=[path.relative_to(ROOT).as_posix() for path in sorted([*here.glob("_rows*.h"), here / "rows.h"])],
+        sources=[path.relative_to(ROOT).as_posix() for path in sorted(here.glob("*.c"))],
+        depends=[path.relative_to(ROOT).as_posix() for path in sorted(here.glob("*.h"))],
         define_macros=[("Py_LIMITED_API", "0x030B0000")],
-        extra_compile_args=FLAGS + flags,
-        extra_link_args=["-pthread", *flags],
+        extra_compile_args=[*FLAGS, "-O3", *flags],  # the tree's nodes are sums of eight: unrolled, they take two thirds
+        extra_link_args=["-pthread", "-lm", *flags],
         py_limited_api=True,
         optional=True,
     )
@@ -113,7 +97,7 @@ if reason is not None:
     setup()
 else:
     setup(
-        ext_modules=[core(), kernels(), rows()],
+        ext_modules=[core(), rows()],
         cmdclass={"build_ext": BuildCore},
         options={"bdist_wheel": {"py_limited_api": STABLE_ABI}},
     )

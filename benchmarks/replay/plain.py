@@ -64,7 +64,7 @@ def numpy_take(source: Columns, shape: tuple[int, ...]) -> Operation:
 def our_gather(source: Columns, _shape: tuple[int, ...]) -> Operation:
     """The compiled pass into a pooled block."""
     if not COMPILED:
-        raise TransportUnavailable("edgeml_ipc.data._kernels was not built (no C compiler?)")
+        raise TransportUnavailable("edgeml_ipc.data._rows was not built (no C compiler?)")
     return Gather(list(source.values()))
 
 

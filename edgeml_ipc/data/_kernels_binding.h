@@ -1,4 +1,4 @@
-/* What the files of the extension module edgeml_ipc.data._kernels share: a thin binding of kernels.h on Python's limited API
+/* What the files that bind kernels.h share: a thin binding on Python's limited API
  * that checks everything, and only then lets other threads run. */
 #ifndef EIPC_KERNELS_BINDING_H
 #define EIPC_KERNELS_BINDING_H
@@ -8,6 +8,8 @@
 #endif
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+
+#include <stdbool.h>
 
 #include "kernels.h"
 
@@ -45,6 +47,47 @@ extern PyTypeObject *eipc_block_type, *eipc_pool_type;
 /* Take the newest idle block that has room and is not much too large, or allocate one; NULL with an error set. */
 eipc_block *eipc_take_block(eipc_pool *pool, uint64_t size);
 
+/* ---- Gather -------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    Py_buffer buffer;
+    size_t which; /* of the sets of rows that a call brings */
+} eipc_column;
+
+typedef struct {
+    PyObject_HEAD
+    eipc_column *columns;
+    size_t count, sets;
+    unsigned threads;
+    unsigned running; /* calls under way: while there are any, the columns stay */
+    bool closed;
+} eipc_gatherer;
+
+/* One set of rows: a copy that nobody else can change. `at`: NULL, or where in the batch each goes. */
+typedef struct {
+    int64_t *rows, *at;
+    size_t count;
+} eipc_row_set;
+
+/* What a call needs beside the sets. */
+typedef struct {
+    size_t *counts; /* by set */
+    uint64_t *offsets; /* by column */
+    eipc_gather_part *parts;
+} eipc_scratch;
+
+extern PyTypeObject *eipc_gather_type;
+
+int eipc_begin_call(eipc_gatherer *self, eipc_scratch *scratch);
+void eipc_end_call(eipc_gatherer *self, eipc_scratch *scratch);
+/* Say where each column begins in a block, and how large the block is. */
+int eipc_lay_out(const eipc_gatherer *self, const size_t *counts, uint64_t *offsets, uint64_t *size);
+/* Copy rows that were checked; other threads run meanwhile if there are many. */
+void eipc_copy_all(eipc_gatherer *self, const eipc_row_set *sets, const uint64_t *offsets, eipc_block *block, eipc_gather_part *parts);
+PyObject *eipc_offsets(const uint64_t *offsets, size_t count); /* a tuple */
+PyObject *eipc_gather_draw(PyObject *self, PyObject *const *args, Py_ssize_t given);
+
+int eipc_add_kernels(PyObject *module);
 int eipc_add_pool_types(PyObject *module);
 int eipc_add_gather_type(PyObject *module);
 int eipc_add_tree_type(PyObject *module);

@@ -7,32 +7,18 @@
 
 enum {
     MAX_COLUMNS = 1024,
-    RELEASE_GIL_FROM = 16384 /* bytes; what is less is over before another thread could run */
+    RELEASE_GIL_FROM = 32768 /* bytes; what is less is over before another thread could run */
 };
 #define MAX_BYTES ((uint64_t)1 << 46)
 
-/* ---- Gather -------------------------------------------------------------------------------------------------------- */
+/* ---- eipc_gatherer -------------------------------------------------------------------------------------------------------- */
 
-typedef struct {
-    Py_buffer buffer;
-    size_t which; /* of the sets of rows that a call brings */
-} Column;
-
-typedef struct {
-    PyObject_HEAD
-    Column *columns;
-    size_t count, sets;
-    unsigned threads;
-    unsigned running; /* calls under way: while there are any, the columns stay */
-    bool closed;
-} Gather;
-
-static void release_columns(Gather *self) {
+static void release_columns(eipc_gatherer *self) {
     for (size_t i = 0; i < self->count; i++) PyBuffer_Release(&self->columns[i].buffer);
     self->count = 0;
 }
 
-static void gather_dealloc(Gather *self) {
+static void gather_dealloc(eipc_gatherer *self) {
     release_columns(self);
     free(self->columns);
     PyTypeObject *type = Py_TYPE((PyObject *)self);
@@ -42,7 +28,7 @@ static void gather_dealloc(Gather *self) {
 }
 
 /* A column: bytes as (rows, row_bytes), each row in one piece. */
-static int take_column(Column *column, PyObject *object, size_t number) {
+static int take_column(eipc_column *column, PyObject *object, size_t number) {
     if (PyObject_GetBuffer(object, &column->buffer, PyBUF_STRIDES | PyBUF_FORMAT) < 0) return -1;
     Py_buffer *b = &column->buffer;
     if (b->ndim == 2 && b->itemsize == 1 && (b->shape[1] <= 1 || b->strides[1] == 1) &&
@@ -63,7 +49,7 @@ static PyObject *gather_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         return PyErr_Format(PyExc_ValueError, "columns and which must be of one length from 1 to %d, got %zd and %zd", MAX_COLUMNS,
                             count, PyTuple_Size(which));
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    Gather *self = (Gather *)allocate(type, 0);
+    eipc_gatherer *self = (eipc_gatherer *)allocate(type, 0);
     if (!self) return NULL;
     self->threads = threads;
     self->columns = calloc((size_t)count, sizeof *self->columns);
@@ -88,13 +74,7 @@ static PyObject *gather_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return NULL;
 }
 
-/* One set of rows: a copy that nobody else can change. */
-typedef struct {
-    int64_t *rows, *at;
-    size_t count;
-} RowSet;
-
-static void free_sets(RowSet *sets, size_t count) {
+static void free_sets(eipc_row_set *sets, size_t count) {
     for (size_t s = 0; sets && s < count; s++) {
         free(sets[s].rows);
         free(sets[s].at);
@@ -103,7 +83,7 @@ static void free_sets(RowSet *sets, size_t count) {
 }
 
 /* How many rows the columns have that a set indexes: the fewest of them. */
-static int64_t rows_of_set(const Gather *self, size_t set) {
+static int64_t rows_of_set(const eipc_gatherer *self, size_t set) {
     int64_t rows = INT64_MAX;
     for (size_t i = 0; i < self->count; i++)
         if (self->columns[i].which == set && self->columns[i].buffer.shape[0] < rows) rows = self->columns[i].buffer.shape[0];
@@ -111,8 +91,8 @@ static int64_t rows_of_set(const Gather *self, size_t set) {
 }
 
 /* `places`: NULL, or for each set how many rows the block has place for, of which `at` names some. */
-static RowSet *take_sets(const Gather *self, PyObject *rows, PyObject *at, const size_t *places) {
-    RowSet *sets = calloc(self->sets, sizeof *sets);
+static eipc_row_set *take_sets(const eipc_gatherer *self, PyObject *rows, PyObject *at, const size_t *places) {
+    eipc_row_set *sets = calloc(self->sets, sizeof *sets);
     if (!sets) PyErr_NoMemory();
     for (size_t s = 0; sets && s < self->sets; s++) {
         size_t places_named = 0;
@@ -132,7 +112,7 @@ static RowSet *take_sets(const Gather *self, PyObject *rows, PyObject *at, const
 }
 
 /* Say where each column begins in a block, and how large the block is. */
-static int lay_out(const Gather *self, const size_t *counts, uint64_t *offsets, uint64_t *size) {
+int eipc_lay_out(const eipc_gatherer *self, const size_t *counts, uint64_t *offsets, uint64_t *size) {
     *size = 0;
     for (size_t i = 0; i < self->count; i++) {
         uint64_t row_bytes = (uint64_t)self->columns[i].buffer.shape[1], count = counts[self->columns[i].which], bytes;
@@ -147,12 +127,12 @@ static int lay_out(const Gather *self, const size_t *counts, uint64_t *offsets, 
     return 0;
 }
 
-static void copy_all(Gather *self, const RowSet *sets, const uint64_t *offsets, eipc_block *block, eipc_gather_part *parts) {
+void eipc_copy_all(eipc_gatherer *self, const eipc_row_set *sets, const uint64_t *offsets, eipc_block *block, eipc_gather_part *parts) {
     uint64_t bytes = 0;
     size_t count = self->count;
     for (size_t i = 0; i < count; i++) {
-        const Column *column = &self->columns[i];
-        const RowSet *set = &sets[column->which];
+        const eipc_column *column = &self->columns[i];
+        const eipc_row_set *set = &sets[column->which];
         parts[i] = (eipc_gather_part){column->buffer.buf, (size_t)column->buffer.strides[0], (size_t)column->buffer.shape[1],
                                       set->rows, set->count, set->at, (uint8_t *)block->data + offsets[i]};
         bytes += parts[i].row_bytes * parts[i].count;
@@ -167,7 +147,7 @@ static void copy_all(Gather *self, const RowSet *sets, const uint64_t *offsets, 
     Py_END_ALLOW_THREADS
 }
 
-static PyObject *as_tuple(const uint64_t *values, size_t count) {
+PyObject *eipc_offsets(const uint64_t *values, size_t count) {
     PyObject *tuple = PyTuple_New((Py_ssize_t)count);
     for (size_t i = 0; tuple && i < count; i++) {
         PyObject *item = PyLong_FromUnsignedLongLong(values[i]);
@@ -179,7 +159,7 @@ static PyObject *as_tuple(const uint64_t *values, size_t count) {
     return tuple;
 }
 
-static int check_call(const Gather *self, PyObject *rows, PyObject *at) {
+static int check_call(const eipc_gatherer *self, PyObject *rows, PyObject *at) {
     if (self->closed) {
         PyErr_SetString(PyExc_ValueError, "this gather was closed");
         return -1;
@@ -189,14 +169,7 @@ static int check_call(const Gather *self, PyObject *rows, PyObject *at) {
     return -1;
 }
 
-/* What a call needs beside the sets. */
-typedef struct {
-    size_t *counts;
-    uint64_t *offsets;
-    eipc_gather_part *parts;
-} Scratch;
-
-static int begin_call(Gather *self, Scratch *scratch) {
+int eipc_begin_call(eipc_gatherer *self, eipc_scratch *scratch) {
     size_t each = sizeof(eipc_gather_part) + sizeof(uint64_t) + sizeof(size_t); /* there are no more sets than columns */
     scratch->parts = malloc(self->count * each);
     if (!scratch->parts) {
@@ -209,65 +182,65 @@ static int begin_call(Gather *self, Scratch *scratch) {
     return 0;
 }
 
-static void end_call(Gather *self, Scratch *scratch) {
+void eipc_end_call(eipc_gatherer *self, eipc_scratch *scratch) {
     free(scratch->parts);
     if (--self->running == 0 && self->closed) release_columns(self);
 }
 
-static PyObject *gather_run(Gather *self, PyObject *args) {
+static PyObject *gather_run(eipc_gatherer *self, PyObject *args) {
     PyObject *rows, *offsets = NULL;
     eipc_pool *pool;
     if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &rows, eipc_pool_type, &pool) || check_call(self, rows, NULL) < 0) return NULL;
-    Scratch scratch;
-    if (begin_call(self, &scratch) < 0) return NULL;
+    eipc_scratch scratch;
+    if (eipc_begin_call(self, &scratch) < 0) return NULL;
     size_t set_count = self->sets, count = self->count;
     eipc_block *block = NULL;
-    RowSet *sets = take_sets(self, rows, NULL, NULL);
+    eipc_row_set *sets = take_sets(self, rows, NULL, NULL);
     if (sets) {
         uint64_t size;
         for (size_t s = 0; s < set_count; s++) scratch.counts[s] = sets[s].count;
-        if (lay_out(self, scratch.counts, scratch.offsets, &size) == 0) block = eipc_take_block(pool, size);
+        if (eipc_lay_out(self, scratch.counts, scratch.offsets, &size) == 0) block = eipc_take_block(pool, size);
         if (block) {
-            copy_all(self, sets, scratch.offsets, block, scratch.parts);
-            offsets = as_tuple(scratch.offsets, count);
+            eipc_copy_all(self, sets, scratch.offsets, block, scratch.parts);
+            offsets = eipc_offsets(scratch.offsets, count);
         }
         free_sets(sets, set_count);
     }
-    end_call(self, &scratch);
+    eipc_end_call(self, &scratch);
     PyObject *result = offsets ? PyTuple_Pack(2, (PyObject *)block, offsets) : NULL;
     Py_XDECREF(offsets);
     Py_XDECREF((PyObject *)block);
     return result;
 }
 
-static PyObject *gather_patch(Gather *self, PyObject *args) {
+static PyObject *gather_patch(eipc_gatherer *self, PyObject *args) {
     PyObject *rows, *at, *places;
     eipc_block *block;
     if (!PyArg_ParseTuple(args, "O!O!O!O!", eipc_block_type, &block, &PyTuple_Type, &places, &PyTuple_Type, &rows, &PyTuple_Type, &at) ||
         check_call(self, rows, at) < 0)
         return NULL;
     if (PyTuple_Size(places) != (Py_ssize_t)self->sets) return PyErr_Format(PyExc_ValueError, "%zu numbers of places are required", self->sets);
-    Scratch scratch;
-    if (begin_call(self, &scratch) < 0) return NULL;
+    eipc_scratch scratch;
+    if (eipc_begin_call(self, &scratch) < 0) return NULL;
     size_t set_count = self->sets;
     uint64_t size;
     for (size_t s = 0; s < set_count && !PyErr_Occurred(); s++) scratch.counts[s] = PyLong_AsSize_t(PyTuple_GetItem(places, (Py_ssize_t)s));
-    if (!PyErr_Occurred() && lay_out(self, scratch.counts, scratch.offsets, &size) == 0) {
-        RowSet *sets = NULL;
+    if (!PyErr_Occurred() && eipc_lay_out(self, scratch.counts, scratch.offsets, &size) == 0) {
+        eipc_row_set *sets = NULL;
         if (size != block->size)
             PyErr_Format(PyExc_ValueError, "the block has %llu bytes, a batch of these places has %llu",
                          (unsigned long long)block->size, (unsigned long long)size);
         else sets = take_sets(self, rows, at, scratch.counts);
         if (sets) {
-            copy_all(self, sets, scratch.offsets, block, scratch.parts);
+            eipc_copy_all(self, sets, scratch.offsets, block, scratch.parts);
             free_sets(sets, set_count);
         }
     }
-    end_call(self, &scratch);
+    eipc_end_call(self, &scratch);
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-static PyObject *gather_close(Gather *self, PyObject *Py_UNUSED(ignored)) {
+static PyObject *gather_close(eipc_gatherer *self, PyObject *Py_UNUSED(ignored)) {
     self->closed = true;
     if (self->running == 0) release_columns(self);
     Py_RETURN_NONE;
@@ -278,6 +251,7 @@ static PyObject *gather_close(Gather *self, PyObject *Py_UNUSED(ignored)) {
 static PyMethodDef gather_methods[] = {
     {"run", (PyCFunction)gather_run, METH_VARARGS, "Copy rows into a block of the pool; return it and where each column begins."},
     {"patch", (PyCFunction)gather_patch, METH_VARARGS, "Copy rows over some places of a block that `run` returned."},
+    {"draw", (PyCFunction)(void (*)(void))eipc_gather_draw, METH_FASTCALL, "See `reading.Reader.draw`."},
     {"close", (PyCFunction)gather_close, METH_NOARGS, "Let go of the columns, once calls under way are done."},
     {NULL, NULL, 0, NULL},
 };
@@ -288,9 +262,10 @@ static PyType_Slot gather_slots[] = {
     {Py_tp_methods, gather_methods},
     {0, NULL},
 };
-static PyType_Spec gather_spec = {"edgeml_ipc.data._kernels.Gather", sizeof(Gather), 0, Py_TPFLAGS_DEFAULT, gather_slots};
+static PyType_Spec gather_spec = {"edgeml_ipc.data._rows.Gather", sizeof(eipc_gatherer), 0, Py_TPFLAGS_DEFAULT, gather_slots};
+
+PyTypeObject *eipc_gather_type;
 
 int eipc_add_gather_type(PyObject *module) {
-    static PyTypeObject *type;
-    return eipc_add_type(module, &gather_spec, &type);
+    return eipc_add_type(module, &gather_spec, &eipc_gather_type);
 }

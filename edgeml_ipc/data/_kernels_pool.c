@@ -87,7 +87,7 @@ static PyType_Slot block_slots[] = {
     {Py_bf_getbuffer, block_getbuffer},
     {0, NULL},
 };
-static PyType_Spec block_spec = {"edgeml_ipc.data._kernels.Block", sizeof(eipc_block), 0,
+static PyType_Spec block_spec = {"edgeml_ipc.data._rows.Block", sizeof(eipc_block), 0,
                                  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, block_slots};
 
 static PyMethodDef pool_methods[] = {
@@ -101,7 +101,7 @@ static PyType_Slot pool_slots[] = {
     {Py_tp_methods, pool_methods},
     {0, NULL},
 };
-static PyType_Spec pool_spec = {"edgeml_ipc.data._kernels.Pool", sizeof(eipc_pool), 0, Py_TPFLAGS_DEFAULT, pool_slots};
+static PyType_Spec pool_spec = {"edgeml_ipc.data._rows.Pool", sizeof(eipc_pool), 0, Py_TPFLAGS_DEFAULT, pool_slots};
 
 int eipc_add_pool_types(PyObject *module) {
     if (eipc_add_type(module, &block_spec, &eipc_block_type) < 0) return -1;

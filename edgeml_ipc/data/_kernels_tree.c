@@ -225,7 +225,7 @@ static PyType_Slot tree_slots[] = {
     {Py_tp_getset, tree_getset},
     {0, NULL},
 };
-static PyType_Spec tree_spec = {"edgeml_ipc.data._kernels.SumTree", sizeof(SumTree), 0, Py_TPFLAGS_DEFAULT, tree_slots};
+static PyType_Spec tree_spec = {"edgeml_ipc.data._rows.SumTree", sizeof(SumTree), 0, Py_TPFLAGS_DEFAULT, tree_slots};
 
 int eipc_add_tree_type(PyObject *module) {
     static PyTypeObject *type;

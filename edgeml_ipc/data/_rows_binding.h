@@ -19,6 +19,8 @@ typedef struct {
     bool closing; /* the last of them closes it */
 } Table;
 
+extern PyTypeObject *erb_table_type;
+
 PyObject *erb_raise(int status);       /* returns NULL */
 erb_table *erb_opened(Table *self);    /* NULL with an error set: closed */
 void erb_let_go(Table *self);          /* the end of a use without the interpreter lock */

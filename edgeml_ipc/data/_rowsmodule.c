@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "_kernels_binding.h"
 #include "_rows_binding.h"
 
 static PyObject *error_segment, *error_full, *error_closed;
@@ -371,6 +372,14 @@ static PyObject *table_tally(Table *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *table_hold(Table *self, PyObject *object) {
+    if (!erb_opened(self)) return NULL;
+    unsigned long long nanoseconds = PyLong_AsUnsignedLongLong(object);
+    if (PyErr_Occurred()) return NULL;
+    erb_hold(self->table->header, nanoseconds);
+    Py_RETURN_NONE;
+}
+
 static PyObject *table_previous(Table *self, PyObject *args) {
     long long row, stamp;
     int64_t previous[3];
@@ -459,6 +468,7 @@ static PyMethodDef table_methods[] = {{"close", (PyCFunction)table_close, METH_N
                                       {"counts", (PyCFunction)table_counts, METH_NOARGS, NULL},
                                       {"horizon", (PyCFunction)table_horizon, METH_NOARGS, NULL},
                                       {"tally", (PyCFunction)table_tally, METH_VARARGS, NULL},
+                                      {"hold", (PyCFunction)table_hold, METH_O, NULL},
                                       {"previous", (PyCFunction)table_previous, METH_VARARGS, NULL},
                                       {"frames", FAST(table_frames), NULL},
                                       {"cursor", (PyCFunction)table_cursor, METH_VARARGS, NULL},
@@ -467,6 +477,7 @@ static PyMethodDef table_methods[] = {{"close", (PyCFunction)table_close, METH_N
                                       {"total", (PyCFunction)table_total, METH_O, NULL},
                                       {NULL, NULL, 0, NULL}};
 static PyType_Slot table_slots[] = {{Py_tp_new, table_new}, {Py_tp_dealloc, table_dealloc}, {Py_tp_methods, table_methods}, {0, NULL}};
+PyTypeObject *erb_table_type;
 static PyType_Spec table_spec = {"edgeml_ipc.data._rows.Table", sizeof(Table), 0, Py_TPFLAGS_DEFAULT, table_slots};
 
 static PyMethodDef module_methods[] = {{"schema_at", rows_schema_at, METH_O, NULL},
@@ -483,10 +494,9 @@ static int module_exec(PyObject *module) {
     error_full = PyObject_GetAttrString(errors, "BufferFull");
     error_closed = PyObject_GetAttrString(errors, "ConnectionClosed");
     Py_DECREF(errors);
-    PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &table_spec, NULL);
-    if (!error_segment || !error_full || !error_closed || !type || PyModule_AddType(module, type) < 0) return -1;
-    Py_DECREF(type);
-    return erb_add_flow(module) || erb_add_steps(module) ? -1 : erb_add_stream(module);
+    erb_table_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &table_spec, NULL);
+    if (!error_segment || !error_full || !error_closed || !erb_table_type || PyModule_AddType(module, erb_table_type) < 0) return -1;
+    return erb_add_flow(module) || erb_add_steps(module) || eipc_add_kernels(module) ? -1 : erb_add_stream(module);
 }
 
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};

@@ -5,17 +5,21 @@ Rows are drawn, copied, and then looked at again: those that were overwritten me
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from threading import Lock
 from typing import Any, Final
 
 import numpy as np
 
-from edgeml_ipc.data.chunks import Ints
-from edgeml_ipc.data.reading import ABOUT, Reader, Reading
+from edgeml_ipc.data.chunks import RowTable
+from edgeml_ipc.data.reading import ABOUT, Drawn, Reader
 from edgeml_ipc.data.storage import Storage
 from edgeml_ipc.errors import BufferEmpty, EdgeMLError
 
-ATTEMPTS: Final = 1000
+ATTEMPTS: Final = 100
+_PATIENT: Final = 3  # attempts, after which writers are asked to hold back, each time for twice as long
+_FIRST_HOLD_NS: Final = 500_000
+_LONGEST_HOLD_NS: Final = 50_000_000
 ABOUT_SAMPLES: Final = ("sequence", "position", "policy_version", "writer", "flags")
 
 
@@ -38,10 +42,10 @@ class Batches:
         """Copy `batch_size` rows, drawn with replacement; see `ReplayBuffer.sample`."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
-        rows, stamps = self._draw(batch_size)
         reader = self._readers[about]
-        reading = reader.read(rows)
-        redrawn = self._redraw(reader, reading, rows, stamps)
+        drawn = self._draw(reader, batch_size)
+        reading = drawn.reading
+        redrawn = self._redraw(reader, drawn) if drawn.lost else 0
         self._table.tally(batch_size, redrawn)
         tree = self._storage.columns.tree(reading.arrays[: self._data_leaves])
         if about:
@@ -74,35 +78,60 @@ class Batches:
         each = [reader.stats() for reader in self._readers.values()]
         return {key: sum(counters[key] for counters in each) for key in each[0]}
 
-    def _redraw(self, reader: Reader, reading: Reading, rows: Ints, stamps: Ints) -> int:
+    def _redraw(self, reader: Reader, drawn: Drawn) -> int:
         """Replace the copies of rows that were overwritten meanwhile, until there are none; return how many those were."""
-        redrawn = 0
-        places: Ints = np.arange(len(rows))
-        whole = np.empty(len(rows), np.bool_)
-        for _ in range(ATTEMPTS):
-            lost = self._table.intact(rows, stamps, whole)
-            if lost == 0:
-                return redrawn
-            redrawn += lost
-            places = places[~whole]  # the others are good, whatever becomes of their rows
-            rows, stamps = self._draw(lost)
-            whole = np.empty(lost, np.bool_)
-            reader.patch(reading, rows, places)
+        reading, places, redrawn = drawn.reading, np.array(drawn.lost), 0
+        with Patience(self._table) as patience:
+            for _ in patience:
+                redrawn += len(places)
+                again = self._draw(reader, len(places))
+                for mine, new in zip(reading.arrays, again.reading.arrays, strict=True):
+                    mine[places] = new
+                if not again.lost:
+                    return redrawn
+                places = places[list(again.lost)]  # the others are good, whatever becomes of their rows
         raise overtaken(self._storage.capacity)
 
-    def _draw(self, count: int) -> tuple[Ints, Ints]:
-        """Return rows, and the stamps by which to tell later whether they were overwritten."""
-        rows, stamps = np.empty(count, np.int64), np.empty(count, np.int64)
+    def _draw(self, reader: Reader, count: int) -> Drawn:
+        """Draw rows and copy them; some copies may be torn."""
         for _ in range(ATTEMPTS):
             with self._rng_lock:
                 # By age, so that the batch depends on what was inserted and not on where it lies.
                 shares = self._rng.random(count)
-            if self._table.draw(shares, rows, stamps):
-                return rows, stamps
+            drawn = reader.draw(shares)
+            if drawn is not None:
+                return drawn
             check_not_empty(self._table.counts()[0], count, self._storage.capacity)
         raise BufferEmpty(
             f"cannot sample {count} rows: each time, the only row of {self._storage.capacity} was being overwritten"
         )
+
+
+class Patience:
+    """Attempts to copy rows before they are overwritten, of which the later ones ask writers to hold back meanwhile.
+
+    Example:
+        with Patience(table) as patience:
+            for attempt in patience:
+                ...
+    """
+
+    def __init__(self, table: RowTable) -> None:
+        self._table, self._holds = table, False
+
+    def __iter__(self) -> Iterator[int]:
+        for attempt in range(ATTEMPTS):
+            if attempt >= _PATIENT:
+                self._holds = True
+                self._table.hold(min(_FIRST_HOLD_NS << (attempt - _PATIENT), _LONGEST_HOLD_NS))
+            yield attempt
+
+    def __enter__(self) -> Patience:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._holds and kind is None:  # else the last request runs out by itself
+            self._table.hold(0)
 
 
 def check_not_empty(inserted: int, count: int, capacity: int) -> None:

@@ -95,6 +95,9 @@ class RowTable(Protocol):
     def tally(self, sampled: int, redrawn: int, /) -> None:
         """Add to the counts of rows sampled and redrawn."""
 
+    def hold(self, nanoseconds: int, /) -> None:
+        """Ask writers to hold back for so long, at most 50 ms; 0: no more. They may go on all the same."""
+
     def previous(self, row: int, stamp: int, /) -> tuple[int, int, int]:
         """Return the chunk (-1: none), generation and number of rows that the writer of this row's chunk filled before it."""
 

@@ -80,6 +80,7 @@ class Columns:
         self.arrays = dict(arrays)
         self._dtypes = {name: dtype_of(shape.dtype) for name, shape in self.shapes.items()}
         self._paths: dict[str, Path] = {name: tuple(name.split(".")) for name in self.shapes}
+        self._nested = any(len(path) > 1 for path in self._paths.values())
         self._known = {path[:depth] for path in self._paths.values() for depth in range(1, len(path) + 1)}
         names = set(self._paths.values())
         for path in names:
@@ -103,7 +104,8 @@ class Columns:
 
     def tree(self, leaves: Iterable[Any]) -> dict[str, Any]:
         """Return a nested dict of `leaves`, one per field in their order."""
-        return self._tree(dict(zip(self.shapes, leaves, strict=True)))
+        named = dict(zip(self.shapes, leaves, strict=True))
+        return self._tree(named) if self._nested else named
 
     def views(self) -> dict[str, Any]:
         """Return what is stored as a nested dict of read-only views."""

@@ -13,22 +13,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-try:
-    import edgeml_ipc.data._kernels as _kernels
-except ImportError:  # not built: no C compiler, or not Linux
-    _kernels = None  # type: ignore[assignment]
+from edgeml_ipc.data.chunks import native
+
+if TYPE_CHECKING:
+    import edgeml_ipc.data._rows as _rows
 
 Array: TypeAlias = npt.NDArray[Any]
 Rows: TypeAlias = npt.NDArray[np.int64]
 
-COMPILED: Final = _kernels is not None
+COMPILED: Final = native() is not None
 IDLE_BLOCKS: Final = 8
 MAX_THREADS: Final = 4
+_SHAPES_KNOWN: Final = 64
 _INT64: Final = np.dtype(np.int64)
 
 
@@ -41,7 +42,7 @@ class Batch:
 
     __slots__ = ("_block", "_shapes", "arrays")
 
-    def __init__(self, arrays: list[Array], shapes: list[tuple[int, ...]], block: Any) -> None:
+    def __init__(self, arrays: list[Array], shapes: Sequence[tuple[int, ...]], block: Any) -> None:
         self.arrays = arrays
         self._shapes = shapes
         self._block = block
@@ -97,11 +98,14 @@ class Gather:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self._items = [(which, c.dtype, c.shape[1:]) for which, c in zip(self._follows, self._columns, strict=True)]
-        self._core: _kernels.Gather | None = None
+        self._dtypes = [dtype for _, dtype, _ in self._items]
+        self._shapes: dict[tuple[tuple[int, ...], ...], list[tuple[int, ...]]] = {}  # of the columns, by those of the sets
+        self._core: _rows.Gather | None = None
         views = tuple(_bytes_of(column, number) for number, column in enumerate(self._columns))
         if compiled:
-            self._pool = _kernels.Pool(idle_blocks)
-            self._core = _kernels.Gather(views, tuple(self._follows), threads)
+            kernels: Any = native()
+            self._pool = kernels.Pool(idle_blocks)
+            self._core = kernels.Gather(views, tuple(self._follows), threads)
 
     def __call__(self, rows: Array | Sequence[Array]) -> Batch:
         """Copy rows into a new batch.
@@ -116,12 +120,32 @@ class Gather:
         shapes = [rows_of_set.shape for rows_of_set in sets]
         if self._core is None:
             return Batch(self._taken(sets), shapes, None)
-        block, offsets = self._core.run(tuple(sets), self._pool)
-        memory: Any = block  # numpy takes any exporter of a buffer
-        arrays = [
-            np.ndarray(shapes[which] + item, dtype, memory, offset)
-            for (which, dtype, item), offset in zip(self._items, offsets, strict=True)
-        ]
+        return self._on(*self._core.run(tuple(sets), self._pool), shapes)
+
+    def draw(
+        self, table: _rows.Table, parts: tuple[int, ...], shares: Any, shapes: Sequence[tuple[int, ...]]
+    ) -> tuple[Batch, tuple[int, ...]] | None:
+        """Draw rows of a table and copy them, in one compiled call; see `_rows.Gather.draw`.
+
+        Args:
+            parts: for each set, what its columns follow. shapes: of each set's rows.
+        Returns:
+            the batch, and the places of rows that were overwritten meanwhile.
+        """
+        assert self._core is not None
+        made = self._core.draw(table, parts, shares, self._pool)
+        return None if made is None else (self._on(made[0], made[1], shapes), made[2])
+
+    def _on(self, block: Any, offsets: tuple[int, ...], shapes: Sequence[tuple[int, ...]]) -> Batch:
+        """Return the arrays of a block; numpy takes any exporter of a buffer."""
+        key = tuple(shapes)
+        whole = self._shapes.get(key)
+        if whole is None:
+            if len(self._shapes) >= _SHAPES_KNOWN:
+                self._shapes.clear()
+            whole = self._shapes[key] = [shapes[which] + item for which, _, item in self._items]
+        dtypes = self._dtypes
+        arrays = [np.ndarray(shape, dtype, block, offset) for shape, dtype, offset in zip(whole, dtypes, offsets, strict=True)]
         return Batch(arrays, shapes, block)
 
     def patch(self, batch: Batch, rows: Array | Sequence[Array], at: Array | Sequence[Array]) -> None:

@@ -6,6 +6,9 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 /* ---- gather -------------------------------------------------------------------------------------------------------- */
 
@@ -13,6 +16,7 @@ enum {
     LINE = 64,
     AHEAD_BYTES = 32768,        /* how far in front of the copy rows are asked for */
     AHEAD_ROWS_MAX = 128,       /* ... and how many at most */
+    CACHED_BYTES = 4 << 20,     /* larger batches do not fit what a core has of the caches */
     TILE_ROWS = 256,
     ASKED_LINES_MAX = 16,       /* of a row; the hardware fetches the rest of a long one by itself */
     BYTES_PER_THREAD = 1 << 20, /* starting a thread takes as long as copying some 100 kB */
@@ -34,29 +38,61 @@ static size_t rows_ahead(size_t row_bytes) {
     return ahead < 1 ? 1 : ahead > AHEAD_ROWS_MAX ? AHEAD_ROWS_MAX : ahead;
 }
 
+/* Past the caches, which the batch is too large for: a line need not be read before it is written. Both ends are aligned to lines. */
+static void copy_past_caches(uint8_t *to, const uint8_t *from, size_t bytes) {
+#ifdef __SSE2__
+    for (size_t i = 0; i < bytes; i += LINE) {
+        const __m128i *source = (const __m128i *)(from + i);
+        __m128i *target = (__m128i *)(to + i);
+        __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1), c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
+        _mm_stream_si128(target, a);
+        _mm_stream_si128(target + 1, b);
+        _mm_stream_si128(target + 2, c);
+        _mm_stream_si128(target + 3, d);
+    }
+#else
+    memcpy(to, from, bytes);
+#endif
+}
+
 /* Copy rows [begin, end), and ask for those behind, up to `last`. Inlined with constant sizes below, so that a short row is a load and
- * a store. */
-static inline __attribute__((always_inline)) void copy_rows(const eipc_gather_part *part, size_t begin, size_t end, size_t last, size_t row_bytes) {
-    size_t ahead = rows_ahead(row_bytes);
+ * a store. What the parts say is copied first: bytes that are written might be theirs, as far as the compiler knows. */
+static inline __attribute__((always_inline)) void copy_rows(const eipc_gather_part *part, size_t begin, size_t end, size_t last, size_t row_bytes,
+                                                            bool past_caches) {
+    const eipc_gather_part p = *part;
+    const size_t ahead = rows_ahead(row_bytes);
+    const bool packed = row_bytes <= LINE / 2 && p.stride == row_bytes && !p.at; /* short rows that follow one another are copied at once */
     for (size_t i = begin; i < end; i++) {
-        if (i + ahead < last) ask_for(part, i + ahead);
-        int64_t row = part->rows[i];
-        uint8_t *to = part->out + (part->at ? (size_t)part->at[i] : i) * row_bytes;
+        if (i + ahead < last) ask_for(&p, i + ahead);
+        if (packed && i + 1 < end && p.rows[i] >= 0 && p.rows[i + 1] == p.rows[i] + 1) {
+            size_t from = i;
+            for (i++; i + 1 < end && p.rows[i + 1] == p.rows[i] + 1; i++)
+                if (i + ahead < last) ask_for(&p, i + ahead);
+            memcpy(p.out + from * row_bytes, p.source + (size_t)p.rows[from] * row_bytes, (i + 1 - from) * row_bytes);
+            continue;
+        }
+        int64_t row = p.rows[i];
+        uint8_t *to = p.out + (p.at ? (size_t)p.at[i] : i) * row_bytes;
         if (row < 0) memset(to, 0, row_bytes);
-        else memcpy(to, part->source + (size_t)row * part->stride, row_bytes);
+        else if (past_caches) copy_past_caches(to, p.source + (size_t)row * p.stride, row_bytes);
+        else memcpy(to, p.source + (size_t)row * p.stride, row_bytes);
     }
 }
 
-static void copy_some(const eipc_gather_part *part, size_t begin, size_t end, size_t last) {
+static void copy_some(const eipc_gather_part *part, size_t begin, size_t end, size_t last, bool past_caches) {
+    if (past_caches && part->row_bytes % LINE == 0) {
+        copy_rows(part, begin, end, last, part->row_bytes, true);
+        return;
+    }
     switch (part->row_bytes) {
     case 0: break;
-    case 1: copy_rows(part, begin, end, last, 1); break;
-    case 2: copy_rows(part, begin, end, last, 2); break;
-    case 4: copy_rows(part, begin, end, last, 4); break;
-    case 8: copy_rows(part, begin, end, last, 8); break;
-    case 16: copy_rows(part, begin, end, last, 16); break;
-    case 32: copy_rows(part, begin, end, last, 32); break;
-    default: copy_rows(part, begin, end, last, part->row_bytes);
+    case 1: copy_rows(part, begin, end, last, 1, false); break;
+    case 2: copy_rows(part, begin, end, last, 2, false); break;
+    case 4: copy_rows(part, begin, end, last, 4, false); break;
+    case 8: copy_rows(part, begin, end, last, 8, false); break;
+    case 16: copy_rows(part, begin, end, last, 16, false); break;
+    case 32: copy_rows(part, begin, end, last, 32, false); break;
+    default: copy_rows(part, begin, end, last, part->row_bytes, false);
     }
 }
 
@@ -64,6 +100,7 @@ typedef struct {
     const eipc_gather_part *parts;
     size_t count;
     unsigned number, of; /* this share among all */
+    bool past_caches;
 } share;
 
 static size_t share_begin(const eipc_gather_part *part, const share *mine) { return part->count * mine->number / mine->of; }
@@ -84,16 +121,22 @@ static void *copy_shares(void *argument) {
         for (size_t p = 0; p < mine->count; p++) {
             const eipc_gather_part *part = &mine->parts[p];
             size_t last = share_end(part, mine), begin = share_begin(part, mine) + done;
-            if (begin < last) copy_some(part, begin, last - begin < TILE_ROWS ? last : begin + TILE_ROWS, last);
+            if (begin < last) copy_some(part, begin, last - begin < TILE_ROWS ? last : begin + TILE_ROWS, last, mine->past_caches);
         }
     }
+#ifdef __SSE2__
+    if (mine->past_caches) _mm_sfence(); /* what went past the caches is there before anything that is written after */
+#endif
     return NULL;
 }
 
 void eipc_gather(const eipc_gather_part *parts, size_t count, unsigned max_threads) {
-    size_t long_bytes = 0;
-    for (size_t p = 0; p < count; p++)
+    size_t long_bytes = 0, bytes = 0;
+    for (size_t p = 0; p < count; p++) {
+        bytes += parts[p].row_bytes * parts[p].count;
         if (parts[p].row_bytes >= LONG_ROW) long_bytes += parts[p].row_bytes * parts[p].count;
+    }
+    bool past_caches = bytes >= CACHED_BYTES;
     size_t wanted = long_bytes / BYTES_PER_THREAD;
     if (wanted > max_threads) wanted = max_threads;
     if (wanted > EIPC_MAX_THREADS) wanted = EIPC_MAX_THREADS;
@@ -102,10 +145,10 @@ void eipc_gather(const eipc_gather_part *parts, size_t count, unsigned max_threa
     pthread_t threads[EIPC_MAX_THREADS];
     bool started[EIPC_MAX_THREADS] = {false};
     for (unsigned t = 1; t < of; t++) {
-        shares[t] = (share){parts, count, t, of};
+        shares[t] = (share){parts, count, t, of, past_caches};
         started[t] = pthread_create(&threads[t], NULL, copy_shares, &shares[t]) == 0;
     }
-    shares[0] = (share){parts, count, 0, of};
+    shares[0] = (share){parts, count, 0, of, past_caches};
     copy_shares(&shares[0]);
     for (unsigned t = 1; t < of; t++) {
         if (started[t]) pthread_join(threads[t], NULL);

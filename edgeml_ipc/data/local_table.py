@@ -5,9 +5,10 @@ The same as `_rows.Table`, readably, under one lock; tests run both through the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from threading import Lock
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ import numpy.typing as npt
 from edgeml_ipc.data.chunks import FIRST, LAST, TERMINAL, TRUNCATED, Ints, RowStream, snapshot
 from edgeml_ipc.data.waiting import LocalChanges
 from edgeml_ipc.errors import BufferFull, ConnectionClosed
+
+_HOLD_S: Final = 0.05
+_LOOK_S: Final = 0.001
 
 
 class LocalTable:
@@ -49,6 +53,7 @@ class LocalTable:
         self._cursors: dict[bytes, tuple[int, int | None]] = {}  # what is wanted next, or, with a writer, that less its total
         self._hand = self._next_sequence = self._next_writer = 0
         self._counts = {"inserted": 0, "sampled": 0, "redrawn": 0}
+        self._held_until = 0.0
         self._closed = False
 
     def close(self) -> None:
@@ -83,6 +88,8 @@ class LocalTable:
     def reserve(self, place: int, rows: int, /) -> tuple[int, int, int]:
         """See `RowTable`."""
         self._check_open()
+        while (left := self._held_until - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_S))
         with self._lock:
             me = self._writer(place)
             room = 0
@@ -182,6 +189,10 @@ class LocalTable:
             self._counts["sampled"] += sampled
             self._counts["redrawn"] += redrawn
         self.changes.wake()
+
+    def hold(self, nanoseconds: int, /) -> None:
+        """See `RowTable`."""
+        self._held_until = time.monotonic() + min(nanoseconds / 1e9, _HOLD_S)
 
     def previous(self, row: int, stamp: int, /) -> tuple[int, int, int]:
         """See `RowTable`."""

@@ -12,17 +12,13 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgeml_ipc.data.chunks import native
 from edgeml_ipc.data.gather import Array, Rows
 from edgeml_ipc.errors import BufferEmpty
 
-try:
-    import edgeml_ipc.data._kernels as _kernels
-except ImportError:  # not built: no C compiler, or not Linux
-    _kernels = None  # type: ignore[assignment]
-
 Weights = npt.NDArray[np.float64]
 
-COMPILED: Final = _kernels is not None
+COMPILED: Final = native() is not None
 MAX_WEIGHT: Final = 1e280  # times any number of rows, this is finite
 
 
@@ -151,7 +147,8 @@ class SumTree:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1 row, got {capacity}")
         self.capacity = capacity
-        self._tree: Tree = _kernels.SumTree(capacity) if compiled else NumpyTree(capacity)
+        kernels: Any = native()
+        self._tree: Tree = kernels.SumTree(capacity) if compiled else NumpyTree(capacity)
         self._lock = Lock()
 
     @property

@@ -11,18 +11,20 @@ follows it begins one frame later.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeml_ipc.data.columns import Array
-from edgeml_ipc.data.gather import Batch, Gather, Rows
+from edgeml_ipc.data.gather import COMPILED, Batch, Gather, Rows
 from edgeml_ipc.data.schema import NEXT, ROW, STACK
 from edgeml_ipc.data.storage import Storage
 from edgeml_ipc.errors import ConnectionClosed
 
 ABOUT: Final = "about."
 _IN_ROW, _OWN, _NEXT = range(3)
+_STACKED: Final = 4
 
 
 class Reading(NamedTuple):
@@ -35,6 +37,17 @@ class Reading(NamedTuple):
 
     arrays: list[Array]
     batch: Batch
+
+
+class Drawn(NamedTuple):
+    """Rows that were drawn and copied.
+
+    Attributes:
+        lost: places in the batch of rows that were overwritten meanwhile.
+    """
+
+    reading: Reading
+    lost: tuple[int, ...]
 
 
 class _Source(NamedTuple):
@@ -71,7 +84,36 @@ class Reader:
         self._sets = list(dict.fromkeys(source[1:4] for source in self._sources))
         places = {key: number for number, key in enumerate(self._sets)}
         self._framed = sorted({group for group, part, _ in self._sets if part != _IN_ROW})
+        self._parts = tuple(part + _STACKED * stacked for _, part, stacked in self._sets)
+        self._turns = any(source.stacked for source in self._sources)
+        self._compiled = COMPILED and storage.segment is not None
         self._gather = Gather([source.array for source in self._sources], [places[source[1:4]] for source in self._sources])
+
+    def draw(self, shares: npt.NDArray[np.float64]) -> Drawn | None:
+        """Copy the rows that lie at `shares` of all that are held; for a reader of one set of rows.
+
+        Args:
+            shares: `(batch,)` in [0, 1).
+        Returns:
+            None: no row is held.
+        Raises:
+            ConnectionClosed: the buffer was closed meanwhile.
+        """
+        count = len(shares)
+        if not self._compiled:
+            rows, stamps, whole = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.bool_)
+            if not self._table.draw(shares, rows, stamps):
+                return None
+            reading = self.read(rows)
+            self._table.intact(rows, stamps, whole)
+            return Drawn(reading, tuple(np.flatnonzero(~whole).tolist()))
+        shapes = [(count, self._stack) if stacked and self._stack > 1 else (count,) for *_, stacked in self._sets]
+        table: Any = self._table
+        try:
+            made = self._gather.draw(table, self._parts, shares, shapes)
+        except ValueError as error:
+            raise ConnectionClosed("the buffer was closed on this side") from error
+        return None if made is None else Drawn(self._reading(made[0]), made[1])
 
     def read(self, rows: Rows | Sequence[Rows]) -> Reading:
         """Copy fields of rows into a new batch.
@@ -85,7 +127,7 @@ class Reader:
             batch = self._gather(self._places(rows))
         except ValueError as error:
             raise ConnectionClosed("the buffer was closed on this side") from error
-        return Reading([self._turned(*pair) for pair in zip(self._sources, batch.arrays, strict=True)], batch)
+        return self._reading(batch)
 
     def patch(self, reading: Reading, rows: Rows | Sequence[Rows], at: Rows | Sequence[Rows]) -> None:
         """Copy other rows over places of a reading, in place.
@@ -109,6 +151,11 @@ class Reader:
     def stats(self) -> dict[str, int]:
         """Return counters of the memory of batches: blocks allocated, reused, and idle now."""
         return self._gather.stats()
+
+    def _reading(self, batch: Batch) -> Reading:
+        if not self._turns:
+            return Reading(batch.arrays, batch)
+        return Reading([self._turned(*pair) for pair in zip(self._sources, batch.arrays, strict=True)], batch)
 
     def _groups_of(self, rows: Rows | Sequence[Rows]) -> list[Rows]:
         found = [rows] if isinstance(rows, np.ndarray) else list(rows)

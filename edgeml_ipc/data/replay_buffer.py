@@ -206,9 +206,10 @@ class SharedBuffer(Saveable):
                 or no such row.
         """
         by_name = "name" in kwargs or bool(args and isinstance(args[0], str))
-        draw = partial(self._windows.sample if by_name else self._batches.sample, *args, **kwargs)
+        sample: Callable[..., Any] = self._windows.sample if by_name else self._batches.sample
         if timeout is None and self._flow.limiter is None:
-            return draw()
+            return sample(*args, **kwargs)
+        draw = partial(sample, *args, **kwargs)
         batch_size = kwargs["batch_size"] if "batch_size" in kwargs else args[by_name and "name" not in kwargs]
         return self._flow.sample(draw, batch_size, timeout, self._windows.missing if by_name else self._batches.missing)
 

@@ -421,11 +421,11 @@ static int runs_of(const erb_table *table, uint64_t chunk, erb_span *before, int
 
 /* Each value proves by itself that rows were committed once; whether they still stand is asked after they were copied. */
 int erb_snapshot(const erb_table *table, erb_span *spans, size_t *count) {
-    uint64_t hand = atomic_load_explicit(&table->header->hand, memory_order_relaxed);
+    uint64_t chunk = atomic_load_explicit(&table->header->hand, memory_order_relaxed) % table->chunk_count;
     size_t older = 0, newer = table->chunk_count; /* filled from the front and from the middle, then joined */
-    for (uint64_t i = 0; i < table->chunk_count; i++) {
+    for (uint64_t i = 0; i < table->chunk_count; i++, chunk = chunk + 1 < table->chunk_count ? chunk + 1 : 0) {
         int64_t rows_before, rows_now;
-        if (runs_of(table, (hand + i) % table->chunk_count, &spans[older], &rows_before, &spans[newer], &rows_now)) return ERB_DAMAGED;
+        if (runs_of(table, chunk, &spans[older], &rows_before, &spans[newer], &rows_now)) return ERB_DAMAGED;
         older += rows_before > 0;
         newer += rows_now > 0;
     }
@@ -435,21 +435,49 @@ int erb_snapshot(const erb_table *table, erb_span *spans, size_t *count) {
     return ERB_OK;
 }
 
+/* The run in which a position lies. Most runs are whole chunks, so the guess is right or nearly so. */
+static size_t run_at(const erb_span *spans, size_t count, double runs_per_row, int64_t position) {
+    size_t low = 0, high = count - 1, guess = (size_t)((double)position * runs_per_row);
+    if (guess > high) guess = high;
+    for (int tries = 0; tries < 4; tries++) {
+        if (spans[guess].end <= position) low = ++guess;
+        else if (guess > 0 && spans[guess - 1].end > position) high = --guess;
+        else return guess;
+    }
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (spans[middle].end <= position) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+static int resolve_one(const erb_span *spans, size_t count, double runs_per_row, int64_t position, int64_t *row, int64_t *stamp) {
+    if (position < 0 || position >= spans[count - 1].end) return ERB_DAMAGED;
+    size_t run = run_at(spans, count, runs_per_row, position);
+    int64_t offset = position - (run ? spans[run - 1].end : 0);
+    *row = spans[run].row + offset;
+    *stamp = spans[run].stamp + offset;
+    return ERB_OK;
+}
+
+static double runs_per_row(const erb_span *spans, size_t count) { return (double)count / (double)spans[count - 1].end; }
+
 int erb_resolve(const erb_span *spans, size_t count, const int64_t *positions, size_t n,
                 int64_t *rows, int64_t *stamps) {
-    int64_t total = count ? spans[count - 1].end : 0;
+    if (n && !count) return ERB_DAMAGED;
+    double density = n ? runs_per_row(spans, count) : 0;
+    for (size_t i = 0; i < n; i++)
+        if (resolve_one(spans, count, density, positions[i], &rows[i], &stamps[i])) return ERB_DAMAGED;
+    return ERB_OK;
+}
+
+int erb_draw_from(const erb_span *spans, size_t count, const double *shares, size_t n, int64_t *rows, int64_t *stamps) {
+    double total = (double)spans[count - 1].end, density = runs_per_row(spans, count);
+    int64_t stamp;
     for (size_t i = 0; i < n; i++) {
-        int64_t position = positions[i];
-        if (position < 0 || position >= total) return ERB_DAMAGED;
-        size_t low = 0, high = count - 1;
-        while (low < high) {
-            size_t middle = (low + high) / 2;
-            if (spans[middle].end <= position) low = middle + 1;
-            else high = middle;
-        }
-        int64_t offset = position - (low ? spans[low - 1].end : 0);
-        rows[i] = spans[low].row + offset;
-        stamps[i] = spans[low].stamp + offset; /* may lie where the position was */
+        if (!(shares[i] >= 0 && shares[i] < 1)) return ERB_DAMAGED;
+        if (resolve_one(spans, count, density, (int64_t)(shares[i] * total), &rows[i], stamps ? &stamps[i] : &stamp)) return ERB_DAMAGED;
     }
     return ERB_OK;
 }
@@ -460,11 +488,8 @@ int erb_draw(const erb_table *table, const double *shares, size_t n, int64_t *ro
     size_t count;
     int status = erb_snapshot(table, spans, &count);
     *total = !status && count ? spans[count - 1].end : 0;
-    for (size_t i = 0; !status && *total && i < n; i++) {
-        stamps[i] = (int64_t)(shares[i] * (double)*total);
-        if (!(shares[i] >= 0) || stamps[i] >= *total) status = ERB_DAMAGED;
-    }
-    if (!status && *total) status = erb_resolve(spans, count, stamps, n, rows, stamps);
+    if (*total) status = erb_draw_from(spans, count, shares, n, rows, stamps);
+    for (size_t i = 0; !status && *total && table->chunk_frames && i < n; i++) __builtin_prefetch(&table->frame[rows[i]]);
     free(spans);
     return status;
 }

@@ -73,6 +73,7 @@ typedef struct {
     _Atomic int64_t cursor_clock;                /* ticks with each use of a cursor */
     _Alignas(128) _Atomic uint32_t wanted;       /* somebody waits for `event` to change */
     _Atomic uint32_t event;                      /* futex */
+    _Atomic uint64_t held_until;                 /* by readers: writers hold back until then, in ns of the monotonic clock; 0: they go on */
     _Alignas(128) _Atomic int64_t granted_inserts; /* rows, of the rate limiter */
     _Atomic int64_t granted_samples;               /* rows */
     double samples_per_insert;                     /* of the creator: these three do not change once it is ready; 0: no rate */
@@ -215,6 +216,8 @@ size_t erb_max_spans(const erb_table *table);
 int erb_snapshot(const erb_table *table, erb_span *spans, size_t *count); /* oldest first */
 /* The rows at `n` shares in [0, 1) of all that are held, with their stamps; `total`: how many are held. 0: nothing was drawn. */
 int erb_draw(const erb_table *table, const double *shares, size_t n, int64_t *rows, int64_t *stamps, int64_t *total);
+/* The same of a snapshot that has rows; `stamps` may be NULL. */
+int erb_draw_from(const erb_span *spans, size_t count, const double *shares, size_t n, int64_t *rows, int64_t *stamps);
 int erb_resolve(const erb_span *spans, size_t count, const int64_t *positions, size_t n,
                 int64_t *rows, int64_t *stamps);
 int erb_intact(const erb_table *table, const int64_t *rows, const int64_t *stamps, size_t n, uint8_t *out, size_t *lost);
@@ -230,7 +233,6 @@ int erb_previous(const erb_table *table, int64_t row, int64_t stamp, int64_t pre
 
 typedef struct {
     int64_t row, stamp, count;            /* of the first row; how many */
-    int64_t end;                          /* rows of this run and of those before it in the snapshot */
     int64_t rank, chain_begin, chain_end; /* of the first row, of its chain's first, and past its chain's last */
     int32_t previous, next;               /* runs of the same chain, -1 = none */
 } erb_run;
@@ -239,6 +241,7 @@ typedef struct {
 typedef struct {
     const erb_table *table;
     erb_run *runs; /* as in the snapshot; one piece of memory with what follows */
+    erb_span *spans;
     int32_t *newer, *older; /* by chunk: its runs, -1 = none */
     int32_t *by_rank;
     size_t count;
@@ -291,6 +294,9 @@ uint32_t erb_wait_begin(erb_header *header); /* from now on changes are announce
 int erb_wait(erb_header *header, uint32_t seen, uint64_t nanoseconds); /* until `event` is not `seen`, or sooner */
 void erb_changed(erb_header *header); /* after a change that somebody may wait for */
 void erb_wake_all(erb_header *header);
+#define ERB_HOLD_NS 50000000u /* a writer holds back no longer than this, whatever `held_until` says */
+void erb_hold(erb_header *header, uint64_t nanoseconds); /* ask writers to hold back for so long; 0: no more */
+uint64_t erb_held_ns(const erb_header *header); /* how long a writer should hold back now, at most ERB_HOLD_NS */
 int erb_granted(erb_header *header, int64_t *inserts, int64_t *samples);
 bool erb_grant(erb_header *header, _Atomic int64_t *count, int64_t seen, int64_t rows); /* false: it is not `seen` */
 void erb_grant_back(erb_header *header, int64_t inserts, int64_t samples);

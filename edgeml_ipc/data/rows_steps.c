@@ -73,9 +73,11 @@ int erb_steps_open(const erb_table *table, const erb_span *spans, size_t count, 
     uint64_t chunks = table->chunk_count;
     if (count > erb_max_spans(table)) return ERB_DAMAGED;
     *s = (erb_steps){.table = table, .count = count};
-    s->runs = malloc((count + 1) * sizeof *s->runs + (2 * chunks + count) * sizeof(int32_t));
+    s->runs = malloc((count + 1) * (sizeof *s->runs + sizeof *spans) + (2 * chunks + count) * sizeof(int32_t));
     if (!s->runs) return ERB_SYSTEM;
-    s->newer = (int32_t *)(s->runs + count + 1);
+    s->spans = (erb_span *)(s->runs + count + 1);
+    if (count) memcpy(s->spans, spans, count * sizeof *spans);
+    s->newer = (int32_t *)(s->spans + count + 1);
     s->older = s->newer + chunks;
     s->by_rank = s->older + chunks;
     for (size_t i = 0; i < count; i++) {
@@ -84,7 +86,7 @@ int erb_steps_open(const erb_table *table, const erb_span *spans, size_t count, 
             erb_steps_close(s);
             return ERB_DAMAGED;
         }
-        s->runs[i] = (run){.row = spans[i].row, .stamp = spans[i].stamp, .count = rows, .end = spans[i].end, .previous = NONE, .next = NONE, .rank = NONE};
+        s->runs[i] = (run){.row = spans[i].row, .stamp = spans[i].stamp, .count = rows, .previous = NONE, .next = NONE, .rank = NONE};
         s->total = spans[i].end;
     }
     runs_by_chunk(s);
@@ -184,27 +186,12 @@ static const run *go(const erb_steps *s, const run *r, int64_t *row, int64_t off
 
 /* ---- drawing ---------------------------------------------------------------------------------------------------------- */
 
-/* The run in which the `position`-th of all rows lies. */
-static const run *run_at(const erb_steps *s, int64_t position) {
-    size_t low = 0, high = s->count - 1;
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        if (s->runs[middle].end <= position) low = middle + 1;
-        else high = middle;
-    }
-    return &s->runs[low];
-}
-
 int erb_steps_draw(const erb_steps *s, const double *shares, size_t n, int64_t first, int64_t last, int64_t min_length, int64_t *anchors,
                    size_t *found) {
     *found = 0;
-    for (size_t i = 0; i < n; i++) { /* all rows first: what is known of them is then on its way from memory */
-        int64_t position = (int64_t)(shares[i] * (double)s->total);
-        if (!(shares[i] >= 0) || position >= s->total) return ERB_DAMAGED;
-        const run *r = run_at(s, position);
-        anchors[i] = r->row + position - (r->end - r->count);
-        __builtin_prefetch(&s->table->position[anchors[i]]);
-    }
+    int status = erb_draw_from(s->spans, s->count, shares, n, anchors, NULL);
+    for (size_t i = 0; !status && i < n; i++) __builtin_prefetch(&s->table->position[anchors[i]]);
+    if (status) return status;
     for (size_t i = 0; i < n; i++) {
         int64_t row = anchors[i], before;
         const run *r = run_of(s, row);

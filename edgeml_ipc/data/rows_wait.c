@@ -62,6 +62,30 @@ void erb_changed(erb_header *header) {
     if (atomic_exchange_explicit(&header->wanted, 0, memory_order_seq_cst)) erb_wake_all(header);
 }
 
+/* ---- holding back --------------------------------------------------------------------------------------------------- */
+
+/* A reader whose rows are overwritten again and again while it copies them (the buffer is small for the speed of its writers, or a
+ * thread of its own process writes whenever it gives up the interpreter lock) asks writers to hold back until a moment that is near.
+ * That is advice, not a lock: nothing becomes wrong if a writer goes on, a reader that dies is forgotten when the moment has come,
+ * and no value of the word delays an insert by more than ERB_HOLD_NS. */
+
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+void erb_hold(erb_header *header, uint64_t nanoseconds) {
+    if (nanoseconds > ERB_HOLD_NS) nanoseconds = ERB_HOLD_NS;
+    atomic_store_explicit(&header->held_until, nanoseconds ? now_ns() + nanoseconds : 0, memory_order_relaxed);
+}
+
+uint64_t erb_held_ns(const erb_header *header) {
+    uint64_t until = atomic_load_explicit(&header->held_until, memory_order_relaxed), now;
+    if (!until || until <= (now = now_ns())) return 0;
+    return until - now < ERB_HOLD_NS ? until - now : ERB_HOLD_NS;
+}
+
 /* ---- the rate limiter ----------------------------------------------------------------------------------------------- */
 
 int erb_granted(erb_header *header, int64_t *inserts, int64_t *samples) {

@@ -269,4 +269,3 @@ class PrioritySampler(Sampler):
     def picks(self, steps: Steps, anchors: Rows, rng: np.random.Generator) -> list[Pick]:
         """Return none: the anchors are there already."""
         return []
-

@@ -11,19 +11,29 @@ from typing import Any, Final
 import numpy as np
 
 from edgeml_ipc.data.anchors import Anchors, AnchorSource, PriorityAnchors, Windowing, source_for
-from edgeml_ipc.data.batches import ATTEMPTS, check_not_empty, overtaken
+from edgeml_ipc.data.batches import ATTEMPTS, Patience, check_not_empty, overtaken
 from edgeml_ipc.data.draws import Mask, check_window
 from edgeml_ipc.data.gather import Rows
 from edgeml_ipc.data.priority import importance_weights
 from edgeml_ipc.data.reading import Reader, Reading
 from edgeml_ipc.data.recent import Recency
 from edgeml_ipc.data.runs import View
-from edgeml_ipc.data.sampler import ANCHOR, FutureSampler, LatestSampler, Pick, PrioritySampler, Sampler
+from edgeml_ipc.data.sampler import (
+    ANCHOR,
+    FutureSampler,
+    LatestSampler,
+    Pick,
+    PrioritySampler,
+    Sampler,
+    SequenceSampler,
+    TrajectorySampler,
+)
 from edgeml_ipc.data.steps import ChunkMap
 from edgeml_ipc.data.storage import Storage
 from edgeml_ipc.errors import BufferEmpty
 
 _REFUSALS: Final = 20  # snapshots in which no window fits, where rows were overwritten while it was looked for
+_PLAIN: Final = (LatestSampler, SequenceSampler, TrajectorySampler)  # they hand on the rows of one field
 _ANCHORS: Final = (0, ANCHOR)  # the set of rows that are the anchors, whatever the sampler
 Transform = Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
 Path = tuple[str, ...]
@@ -42,7 +52,7 @@ class SampleConfig:
         shares: for each sampler, the number of the first that picks the same rows: its own, or an earlier one's.
         sets: of rows that the leaves follow: numbers of a sampler and of its pick.
         reads: of each sampler, for each stored field that it reads, the paths of its leaves, below the field; of one that
-            takes the anchors' own rows of a field that is one leaf, None.
+            takes a field that is one leaf as it is, None.
     """
 
     samplers: Mapping[str, Sampler]
@@ -152,7 +162,7 @@ class Windows:
                 key = _ANCHORS if pick == ANCHOR else (shares[number], pick)
                 leaves += found.values()
                 follows += [sets.setdefault(key, len(sets))] * len(found)
-            reads.append(None if type(sampler) is LatestSampler and paths == [[()]] else paths)
+            reads.append(None if type(sampler) in _PLAIN and paths == [[()]] else paths)
         if not leaves:
             raise ValueError(f"the samplers of {sorted(samplers)} read no stored field; at least one must")
         self._configs[name] = SampleConfig(
@@ -298,15 +308,16 @@ class Windows:
         """Replace windows of which a row was overwritten meanwhile, until there are none; return how many those were."""
         places = np.flatnonzero(~drawn.intact(config))
         redrawn = 0
-        for _ in range(ATTEMPTS):
-            if not len(places):
-                return redrawn
-            redrawn += len(places)
-            new = self._draw(config, len(places), None if forced is None else forced[places])
-            drawn.replace(config, places, new)
-            cells = [np.arange(rows.size).reshape(rows.shape)[places] for rows in drawn.rows(config)]
-            config.reader.patch(reading, new.rows(config), cells)
-            places = places[~new.intact(config)]  # the others are good, whatever becomes of their rows
+        with Patience(self._table) as patience:
+            for _ in patience:
+                if not len(places):
+                    return redrawn
+                redrawn += len(places)
+                new = self._draw(config, len(places), None if forced is None else forced[places])
+                drawn.replace(config, places, new)
+                cells = [np.arange(rows.size).reshape(rows.shape)[places] for rows in drawn.rows(config)]
+                config.reader.patch(reading, new.rows(config), cells)
+                places = places[~new.intact(config)]  # the others are good, whatever becomes of their rows
         raise overtaken(self._storage.capacity)
 
 
@@ -337,21 +348,26 @@ def _handed_out(config: SampleConfig, reading: Reading, drawn: _Drawn) -> tuple[
     data: dict[str, Any] = {}
     mask: dict[str, Any] = {}
     arrays = iter(reading.arrays)
-    whole = np.ones((len(config.samplers), len(drawn.anchors.rows)), np.bool_)
+    count = len(drawn.anchors.rows)
     for number, (field, sampler) in enumerate(config.samplers.items()):
-        reads = config.reads[number]
+        reads, is_own = config.reads[number], config.shares[number] == number
         if reads is None:  # what `value` would say, sooner
-            data[field], mask[field] = next(arrays), whole[number]
+            data[field] = next(arrays)
+            if type(sampler) is LatestSampler:
+                mask[field] = np.ones(count, np.bool_)
+            else:
+                there = drawn.picks[number][0].mask
+                mask[field] = there if is_own else there.copy()  # each field's mask is its own
         elif isinstance(sampler, PrioritySampler):
-            data[field], mask[field] = _prioritized(config, sampler, drawn.anchors), whole[number]
+            data[field], mask[field] = _prioritized(config, sampler, drawn.anchors), np.ones(count, np.bool_)
         else:
             stored = [_nested(paths, arrays) for paths in reads]
-            picks = [*(drawn.picks[number] if drawn.picks else ()), Pick(drawn.anchors.rows, whole[number])]
-            if config.shares[number] < number:  # each field's mask is its own
+            picks = drawn.picks[number] if drawn.picks else []
+            if not is_own:
                 picks = [Pick(rows, there.copy(), offset) for rows, there, offset in picks]
-            made, there = sampler.value(field, stored, picks)
+            made, theirs = sampler.value(field, stored, [*picks, Pick(drawn.anchors.rows, np.ones(count, np.bool_))])
             data.update(made)
-            mask.update(there)
+            mask.update(theirs)
     return data, mask
 
 

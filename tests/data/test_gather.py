@@ -48,7 +48,7 @@ def test_the_extension_was_built() -> None:
 def test_without_the_extension_numpy_takes_over() -> None:
     program = """
 import sys
-sys.modules["edgeml_ipc.data._kernels"] = None  # what an import meets where it was not built
+sys.modules["edgeml_ipc.data._rows"] = None  # what an import meets where it was not built
 import numpy as np
 from edgeml_ipc.data.gather import COMPILED, Gather
 from edgeml_ipc.data.priority import Priorities

@@ -1,4 +1,4 @@
-/* The extension module edgeml_ipc.data._kernels. */
+/* What the bindings of kernels.h share. */
 #include "_kernels_binding.h"
 
 #include <stdbool.h>
@@ -38,18 +38,6 @@ int eipc_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type) {
     return *type ? PyModule_AddType(module, *type) : -1;
 }
 
-static struct PyModuleDef definition = {
-    .m_base = PyModuleDef_HEAD_INIT,
-    .m_name = "edgeml_ipc.data._kernels",
-    .m_doc = "The compiled inner loops of sampling. Internal: gather.py and priority.py are its only users.",
-    .m_size = -1,
-};
-
-PyMODINIT_FUNC PyInit__kernels(void);
-PyMODINIT_FUNC PyInit__kernels(void) {
-    PyObject *module = PyModule_Create(&definition);
-    if (!module) return NULL;
-    if (eipc_add_pool_types(module) == 0 && eipc_add_gather_type(module) == 0 && eipc_add_tree_type(module) == 0) return module;
-    Py_DECREF(module);
-    return NULL;
+int eipc_add_kernels(PyObject *module) {
+    return eipc_add_pool_types(module) || eipc_add_gather_type(module) || eipc_add_tree_type(module) ? -1 : 0;
 }
