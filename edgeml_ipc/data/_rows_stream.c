@@ -5,6 +5,7 @@
  * and comes back with `append`.
  *
  * This file is longer than 400 lines because all ways in share the one walk through an item, and what is held during it. */
+#include "_rows_array.h"
 #include "_rows_binding.h"
 
 #include <structmember.h>
@@ -14,16 +15,22 @@
 #include <string.h>
 
 #define MAX_DIMS 32
+#define MAX_OPTIONAL 4 /* keys beside those of what is stored */
 #define NOT_HELD_BYTES (256 * 1024) /* from here on the interpreter lock is let go while rows are written */
 #define MAX_LIST_BYTES (64u << 20)  /* a list of dicts that is larger is stacked by numpy instead */
 
 enum { DECLINED = 0, DONE = 1, FAILED = -1 };
 
+/* What a key stands for. */
+typedef enum { STORED, FOLLOWING, DONES, END, VERSION } role;
+
 typedef struct node {
     PyObject *key;
+    role role;
     int column; /* -1: a dict */
     struct node *children;
-    Py_ssize_t count;
+    Py_ssize_t count, required; /* children; how many of them, the first ones, each item has */
+    Py_ssize_t met;             /* which child the key of this number, as this child is counted, was in the dict before */
 } node;
 
 typedef struct {
@@ -32,6 +39,7 @@ typedef struct {
     int dims;
     Py_ssize_t shape[MAX_DIMS];
     Py_ssize_t bytes; /* of one item */
+    PyObject *dtype;  /* that arrays of this machine have */
 } leaf;
 
 typedef struct {
@@ -41,13 +49,14 @@ typedef struct {
     long long number;
     pthread_mutex_t mutex; /* one call at a time */
     bool has_mutex, is_fast;
-    node data, next; /* next.count = 0: observations that follow are columns like any other */
+    node data;
     leaf *leaves;
     Py_ssize_t columns;
     int dones, ends, masks; /* columns, -1: none */
     const uint8_t **values, **nexts;
+    PyObject **arrays; /* that are kept while their memory is used */
     Py_buffer *views;
-    Py_ssize_t held;
+    Py_ssize_t kept, held, room;
     uint8_t (*scratch)[16]; /* numbers of Python's, by column, and again for those that follow */
 } Stream;
 
@@ -59,7 +68,9 @@ typedef struct {
 } extras;
 
 static PyTypeObject *stream_type, *type_array, *type_scalar;
-static PyObject *key_dones, *key_end, *key_version, *key_next;
+static PyObject *make_dtype;
+static bool is_array_known; /* see _rows_array.h */
+static leaf flag_leaf = {.kind = 'b', .itemsize = 1, .bytes = 1}, version_leaf = {.kind = 'i', .itemsize = 8, .bytes = 8};
 
 /* ---- the shape of a transition --------------------------------------------------------------------------------------- */
 
@@ -70,28 +81,55 @@ static void free_node(node *n) {
     *n = (node){0};
 }
 
-/* ((key, column or children), ...) */
-static int read_nodes(PyObject *spec, node *parent, Py_ssize_t columns) {
+static node *add_child(node *parent, PyObject *key, role role) {
+    node *n = &parent->children[parent->count];
+    *n = (node){.key = Py_NewRef(key), .role = role, .column = -1, .met = parent->count++};
+    PyUnicode_InternInPlace(&n->key); /* as keys that stand in a program are */
+    return n;
+}
+
+/* ((key, column or children), ...), to the children that are there. */
+static int read_nodes(PyObject *spec, node *parent, role role, Py_ssize_t columns) {
     Py_ssize_t count = PyTuple_Size(spec);
     if (count < 0) return -1;
-    parent->column = -1;
-    parent->children = calloc((size_t)count + 1, sizeof(node));
+    if (!parent->children) parent->children = calloc((size_t)count + MAX_OPTIONAL, sizeof(node));
     if (!parent->children) return PyErr_NoMemory(), -1;
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *key, *child;
-        node *n = &parent->children[i];
         if (!PyArg_ParseTuple(PyTuple_GetItem(spec, i), "UO", &key, &child)) return -1;
-        n->key = Py_NewRef(key);
-        parent->count = i + 1;
+        node *n = add_child(parent, key, role);
         if (PyTuple_Check(child)) {
-            if (read_nodes(child, n, columns)) return -1;
+            if (read_nodes(child, n, role, columns)) return -1;
             continue;
         }
         n->column = (int)PyLong_AsLong(child);
         if (PyErr_Occurred()) return -1;
         if (n->column < 0 || n->column >= columns) return PyErr_Format(PyExc_ValueError, "there is no column %d", n->column), -1;
     }
+    parent->required = parent->count;
     return 0;
+}
+
+/* All that a dict may have: what is stored, and what says more of it. */
+static int read_tree(Stream *s, PyObject *data, PyObject *next) {
+    static const struct { const char *key; role role; } more[] = {{"dones", DONES}, {"end_of_trajectory", END}, {"policy_version", VERSION}};
+    if (PyTuple_Size(next) > 1) return PyErr_Format(PyExc_ValueError, "observations that follow have one name"), -1;
+    if (read_nodes(data, &s->data, STORED, s->columns)) return -1;
+    Py_ssize_t required = s->data.required;
+    if (read_nodes(next, &s->data, FOLLOWING, s->columns)) return -1;
+    for (size_t i = 0; i < sizeof more / sizeof *more; i++) {
+        PyObject *key = PyUnicode_FromString(more[i].key);
+        if (!key) return -1;
+        add_child(&s->data, key, more[i].role);
+        Py_DECREF(key);
+    }
+    s->data.required = required;
+    return 0;
+}
+
+static int read_dtype(leaf *l) {
+    l->dtype = PyObject_CallFunction(make_dtype, "N", PyUnicode_FromFormat("%c%zd", l->kind, l->itemsize));
+    return l->dtype ? 0 : -1;
 }
 
 /* (kind, itemsize, shape) */
@@ -108,7 +146,7 @@ static int read_leaf(PyObject *spec, leaf *l) {
         if (PyErr_Occurred()) return -1;
         l->bytes *= l->shape[i];
     }
-    return 0;
+    return l->kind ? read_dtype(l) : 0;
 }
 
 static bool is_column_of(const Stream *s, int column, char kind) { return column < 0 || (s->leaves[column].kind == kind && !s->leaves[column].dims); }
@@ -124,9 +162,11 @@ static int read_spec(Stream *s, PyObject *spec) {
     s->leaves = calloc(room, sizeof *s->leaves);
     s->values = calloc(room, sizeof *s->values);
     s->nexts = calloc(room, sizeof *s->nexts);
-    s->views = calloc(2 * room + 3, sizeof *s->views);
+    s->room = 2 * s->columns + 3;
+    s->views = calloc((size_t)s->room, sizeof *s->views);
+    s->arrays = calloc((size_t)s->room, sizeof *s->arrays);
     s->scratch = calloc(2 * room, sizeof *s->scratch);
-    if (!s->leaves || !s->values || !s->nexts || !s->views || !s->scratch) return PyErr_NoMemory(), -1;
+    if (!s->leaves || !s->values || !s->nexts || !s->views || !s->arrays || !s->scratch) return PyErr_NoMemory(), -1;
     s->is_fast = true;
     for (Py_ssize_t i = 0; i < s->columns; i++) {
         if (read_leaf(PyTuple_GetItem(leaves, i), &s->leaves[i])) return -1;
@@ -135,7 +175,7 @@ static int read_spec(Stream *s, PyObject *spec) {
     }
     if (s->dones >= s->columns || s->ends >= s->columns || s->masks >= s->columns) return PyErr_Format(PyExc_ValueError, "there is no such column"), -1;
     s->is_fast &= is_column_of(s, s->dones, 'b') && is_column_of(s, s->ends, 'b') && (s->masks < 0 || !s->leaves[s->masks].dims);
-    return read_nodes(data, &s->data, s->columns) || read_nodes(next, &s->next, s->columns) ? -1 : 0;
+    return read_tree(s, data, next);
 }
 
 /* ---- one leaf -------------------------------------------------------------------------------------------------------- */
@@ -159,19 +199,35 @@ static bool is_packed(const Py_buffer *view) {
     return true;
 }
 
-/* Take the memory of an array; `rows` < 0: one item, else so many, stacked. */
-static int take_array(Stream *s, PyObject *value, const leaf *l, Py_ssize_t rows, const uint8_t **out) {
-    Py_buffer *view = &s->views[s->held];
+static bool has_shape(const leaf *l, Py_ssize_t rows, int dims, const Py_ssize_t *shape) {
     int extra = rows >= 0;
-    if (Py_TYPE(value) != type_array && (extra || !PyType_IsSubtype(Py_TYPE(value), type_scalar))) return DECLINED;
+    if (dims != l->dims + extra || (extra && shape[0] != rows)) return false;
+    for (int i = 0; i < l->dims; i++)
+        if (shape[i + extra] != l->shape[i]) return false;
+    return true;
+}
+
+/* The way of scalars, and of arrays that the one below does not know. */
+static int take_buffer(Stream *s, PyObject *value, const leaf *l, Py_ssize_t rows, const uint8_t **out) {
+    Py_buffer *view = &s->views[s->held];
     if (PyObject_GetBuffer(value, view, PyBUF_RECORDS_RO) < 0) return PyErr_Clear(), DECLINED;
     s->held++;
-    if (view->ndim != l->dims + extra || view->itemsize != l->itemsize || kind_of(view->format) != l->kind) return DECLINED;
-    if (extra && view->shape[0] != rows) return DECLINED;
-    for (int i = 0; i < l->dims; i++)
-        if (view->shape[i + extra] != l->shape[i]) return DECLINED;
+    if (view->itemsize != l->itemsize || kind_of(view->format) != l->kind || !has_shape(l, rows, view->ndim, view->shape)) return DECLINED;
     if (!is_packed(view)) return DECLINED;
     *out = view->buf;
+    return DONE;
+}
+
+/* Take the memory of an array; `rows` < 0: one item, else so many, stacked. */
+static int take_array(Stream *s, PyObject *value, const leaf *l, Py_ssize_t rows, const uint8_t **out) {
+    bool is_array = Py_TYPE(value) == type_array;
+    if (!is_array && (rows >= 0 || !PyType_IsSubtype(Py_TYPE(value), type_scalar))) return DECLINED;
+    if (s->held == s->room || s->kept == s->room) return DECLINED; /* a dict that changes while it is walked through */
+    const erb_array *array = erb_array_of(value);
+    bool is_plain = is_array && is_array_known && array->dtype == l->dtype && array->flags & ERB_ARRAY_PACKED;
+    if (!is_plain || !has_shape(l, rows, array->dims, array->shape)) return take_buffer(s, value, l, rows, out);
+    s->arrays[s->kept++] = Py_NewRef(value);
+    *out = array->data;
     return DONE;
 }
 
@@ -213,70 +269,77 @@ static int take_leaf(Stream *s, PyObject *value, int column, Py_ssize_t rows, bo
 
 /* ---- a transition ---------------------------------------------------------------------------------------------------- */
 
-static int take_tree(Stream *s, const node *parent, PyObject *tree, Py_ssize_t rows, bool is_next) {
-    if (!PyDict_CheckExact(tree) || PyDict_Size(tree) != parent->count) return DECLINED;
-    for (Py_ssize_t i = 0; i < parent->count; i++) {
-        const node *n = &parent->children[i];
-        PyObject *value = PyDict_GetItemWithError(tree, n->key);
-        if (!value) return PyErr_Clear(), DECLINED;
-        int found = n->column < 0 ? take_tree(s, n, value, rows, is_next) : take_leaf(s, value, n->column, rows, is_next);
-        if (found != DONE) return found;
-    }
-    return DONE;
-}
-
-/* `dones` or `end_of_trajectory`, if it is there. */
+/* `dones` or `end_of_trajectory`. */
 static int take_end(Stream *s, PyObject *value, int which, Py_ssize_t rows, extras *x) {
-    static const leaf flag = {.kind = 'b', .itemsize = 1, .bytes = 1};
     const uint8_t *memory;
     x->given_end = true;
     if (rows < 0 && PyBool_Check(value)) {
         x->ended |= value == Py_True;
         return DONE;
     }
-    if (take_array(s, value, &flag, rows, &memory) != DONE) return DECLINED;
+    if (take_array(s, value, &flag_leaf, rows, &memory) != DONE) return DECLINED;
     if (rows < 0) x->ended |= *memory != 0;
     else x->end_flags[which] = memory;
     return DONE;
 }
 
 static int take_version(Stream *s, PyObject *value, Py_ssize_t rows, extras *x) {
-    static const leaf wide = {.kind = 'i', .itemsize = 8, .bytes = 8};
     if (PyLong_CheckExact(value)) {
         int overflow;
         x->version = PyLong_AsLongLongAndOverflow(value, &overflow);
         return overflow || x->version < INT32_MIN || x->version > INT32_MAX ? DECLINED : DONE;
     }
-    return rows < 0 ? DECLINED : take_array(s, value, &wide, rows, &x->versions);
+    return rows < 0 ? DECLINED : take_array(s, value, &version_leaf, rows, &x->versions);
 }
 
-/* All of a dict: what is stored, and what says more of it. */
+static bool has_key(const node *n, PyObject *key) {
+    return n->key == key || (PyUnicode_CheckExact(key) && PyUnicode_Compare(n->key, key) == 0);
+}
+
+/* What the key stands for that is the `number`-th of its dict; NULL: nothing. Most dicts have their keys in the order of the one
+ * before: that is tried first, and takes no hashing. */
+static node *child_named(node *parent, PyObject *key, Py_ssize_t number) {
+    if (number >= parent->count) return NULL;
+    node *expected = &parent->children[parent->children[number].met];
+    if (has_key(expected, key)) return expected;
+    for (Py_ssize_t i = 0; i < parent->count; i++) {
+        if (!has_key(&parent->children[i], key)) continue;
+        parent->children[number].met = i;
+        return &parent->children[i];
+    }
+    return NULL;
+}
+
+static int take_tree(Stream *s, node *parent, PyObject *tree, Py_ssize_t rows, extras *x);
+
+static int take_value(Stream *s, node *n, PyObject *value, Py_ssize_t rows, extras *x) {
+    switch (n->role) {
+    case DONES: return take_end(s, value, 0, rows, x);
+    case END: return take_end(s, value, 1, rows, x);
+    case VERSION: return take_version(s, value, rows, x);
+    case FOLLOWING: x->has_next = true; break;
+    case STORED: break;
+    }
+    return n->column < 0 ? take_tree(s, n, value, rows, x) : take_leaf(s, value, n->column, rows, n->role == FOLLOWING);
+}
+
+static int take_tree(Stream *s, node *parent, PyObject *tree, Py_ssize_t rows, extras *x) {
+    PyObject *key, *value;
+    Py_ssize_t at = 0, number = 0, required = 0;
+    if (!PyDict_CheckExact(tree)) return DECLINED;
+    while (PyDict_Next(tree, &at, &key, &value)) {
+        node *n = child_named(parent, key, number++);
+        if (!n) return DECLINED;
+        int result = take_value(s, n, value, rows, x);
+        if (result != DONE) return result;
+        required += n - parent->children < parent->required;
+    }
+    return required == parent->required ? DONE : DECLINED;
+}
+
 static int take_all(Stream *s, PyObject *tree, Py_ssize_t rows, extras *x) {
     *x = (extras){.version = -1};
-    if (!PyDict_CheckExact(tree)) return DECLINED;
-    Py_ssize_t known = 0;
-    PyObject *keys[4] = {key_dones, key_end, key_version, s->next.count ? key_next : NULL};
-    for (int i = 0; i < 4; i++) {
-        PyObject *value = keys[i] ? PyDict_GetItemWithError(tree, keys[i]) : NULL;
-        if (!value) continue;
-        known++;
-        int found = i < 2 ? take_end(s, value, i, rows, x) : i == 2 ? take_version(s, value, rows, x) : DONE;
-        if (i == 3) {
-            const node *n = &s->next.children[0]; /* the observations, under a name of their own */
-            found = n->column < 0 ? take_tree(s, n, value, rows, true) : take_leaf(s, value, n->column, rows, true);
-            x->has_next = true;
-        }
-        if (found != DONE) return PyErr_Clear(), found;
-    }
-    if (PyDict_Size(tree) != s->data.count + known) return DECLINED;
-    for (Py_ssize_t i = 0; i < s->data.count; i++) {
-        const node *n = &s->data.children[i];
-        PyObject *value = PyDict_GetItemWithError(tree, n->key);
-        if (!value) return PyErr_Clear(), DECLINED;
-        int found = n->column < 0 ? take_tree(s, n, value, rows, false) : take_leaf(s, value, n->column, rows, false);
-        if (found != DONE) return found;
-    }
-    return DONE;
+    return take_tree(s, &s->data, tree, rows, x);
 }
 
 static bool is_zero(const leaf *l, const uint8_t *value) {
@@ -287,6 +350,7 @@ static bool is_zero(const leaf *l, const uint8_t *value) {
 }
 
 static void release(Stream *s) {
+    while (s->kept) Py_DECREF(s->arrays[--s->kept]);
     while (s->held) PyBuffer_Release(&s->views[--s->held]);
 }
 
@@ -563,10 +627,11 @@ PyObject *erb_new_stream(Table *table, PyObject *spec) {
 static void stream_dealloc(Stream *self) {
     if (self->has_mutex) pthread_mutex_destroy(&self->mutex);
     if (self->data.children) free_node(&self->data);
-    if (self->next.children) free_node(&self->next);
+    for (Py_ssize_t i = 0; self->leaves && i < self->columns; i++) Py_XDECREF(self->leaves[i].dtype);
     free(self->leaves);
     free(self->values);
     free(self->nexts);
+    free(self->arrays);
     free(self->views);
     free(self->scratch);
     Py_XDECREF((PyObject *)self->table);
@@ -590,17 +655,24 @@ static PyMemberDef stream_members[] = {{"number", T_LONGLONG, offsetof(Stream, n
 static PyType_Slot stream_slots[] = {{Py_tp_dealloc, stream_dealloc}, {Py_tp_methods, stream_methods}, {Py_tp_members, stream_members}, {0, NULL}};
 static PyType_Spec stream_spec = {"edgeml_ipc.data._rows.Stream", sizeof(Stream), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, stream_slots};
 
+static bool is_known(PyObject *numpy) {
+    PyObject *array = PyObject_CallMethod(numpy, "zeros", "((ii))", 3, 2), *turned = array ? PyObject_GetAttrString(array, "T") : NULL;
+    bool known = turned && erb_array_is_as_known(type_array, array, turned);
+    PyErr_Clear();
+    Py_XDECREF(array);
+    Py_XDECREF(turned);
+    return known;
+}
+
 int erb_add_stream(PyObject *module) {
     PyObject *numpy = PyImport_ImportModule("numpy");
     if (!numpy) return -1;
     type_array = (PyTypeObject *)PyObject_GetAttrString(numpy, "ndarray");
     type_scalar = (PyTypeObject *)PyObject_GetAttrString(numpy, "generic");
+    make_dtype = PyObject_GetAttrString(numpy, "dtype");
+    is_array_known = type_array && is_known(numpy);
     Py_DECREF(numpy);
-    key_dones = PyUnicode_InternFromString("dones");
-    key_end = PyUnicode_InternFromString("end_of_trajectory");
-    key_version = PyUnicode_InternFromString("policy_version");
-    key_next = PyUnicode_InternFromString("next_observations");
+    if (!type_array || !type_scalar || !make_dtype || read_dtype(&flag_leaf) || read_dtype(&version_leaf)) return -1;
     stream_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &stream_spec, NULL);
-    bool is_there = type_array && type_scalar && key_dones && key_end && key_version && key_next && stream_type;
-    return is_there ? PyModule_AddType(module, stream_type) : -1;
+    return stream_type ? PyModule_AddType(module, stream_type) : -1;
 }

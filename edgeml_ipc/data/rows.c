@@ -260,7 +260,9 @@ void erb_announce(erb_table *table, erb_writer *me, uint64_t rows, uint64_t fram
     if (me->gone < end) me->gone = end;
     while (me->gone < me->old_rows) { /* the frames of an old row may go before the row does */
         uint64_t first = table->frame[(uint64_t)me->chunk * table->chunk_rows + me->gone] + 1 + table->chunk_frames - table->stack;
-        if (!table->chunk_frames || (first + table->chunk_frames - me->frames_begin) % table->chunk_frames >= frames) break;
+        if (!table->chunk_frames) break;
+        first = erb_in_ring(first, table->chunk_frames);
+        if (erb_in_ring(first + table->chunk_frames - me->frames_begin, table->chunk_frames) >= frames) break;
         me->gone++;
     }
     uint64_t stamp = me->committed - used + me->gone;
@@ -316,11 +318,13 @@ int erb_commit(erb_table *table, uint32_t place) {
     return ERB_OK;
 }
 
-/* A reader that saw a number given out sees that its writer had opened before, or that the row is committed: all three steps are
- * in the one order of sequentially consistent operations. */
+/* A reader that saw a number given out sees that its writer had opened before, or that the row is committed. `next_sequence` is
+ * only ever added to, and each addition releases what its process did before: so whoever acquires the count, by then or later
+ * raised, sees this store, or one that came after it. Of these, the close releases the commit. A store that is sequentially
+ * consistent by itself would cost each insert a second barrier. */
 void erb_open_sequence(erb_table *table, uint32_t place) {
-    int64_t next = atomic_load_explicit(&table->header->next_sequence, memory_order_seq_cst);
-    atomic_store_explicit(&table->slots[place].open, next, memory_order_seq_cst);
+    int64_t next = atomic_load_explicit(&table->header->next_sequence, memory_order_relaxed);
+    atomic_store_explicit(&table->slots[place].open, next, memory_order_relaxed);
 }
 
 void erb_close_sequence(erb_table *table, uint32_t place, int64_t from) {

@@ -212,6 +212,12 @@ int erb_claim(erb_table *table, uint32_t place);
 uint64_t erb_rows_in(const erb_table *table, uint64_t chunk);
 void erb_announce(erb_table *table, erb_writer *me, uint64_t rows, uint64_t frames);
 
+/* index % ring, for an index that is most often below 2 * ring: a division would take as long as copying a small row. */
+static inline uint64_t erb_in_ring(uint64_t index, uint64_t ring) {
+    if (index < ring) return index;
+    return index - ring < ring ? index - ring : index % ring;
+}
+
 size_t erb_max_spans(const erb_table *table);
 int erb_snapshot(const erb_table *table, erb_span *spans, size_t *count); /* oldest first */
 /* The rows at `n` shares in [0, 1) of all that are held, with their stamps; `total`: how many are held. 0: nothing was drawn. */

@@ -48,7 +48,7 @@ static uint64_t frame_bytes(const erb_table *table, const erb_column *column) {
 
 /* The frame that is the `index`-th of this generation. */
 static uint8_t *frame_at(const erb_table *table, const erb_writer *me, const erb_column *column, uint64_t index) {
-    uint64_t place = (me->frames_begin + index) % table->chunk_frames;
+    uint64_t place = erb_in_ring(me->frames_begin + index, table->chunk_frames);
     return column->base + ((uint64_t)me->chunk * table->chunk_frames + place) * frame_bytes(table, column);
 }
 
@@ -200,7 +200,7 @@ static uint64_t alike_from(const plan *p, uint64_t i) {
 
 /* Items of ERB_FRAMES that follow one another, from the `first`-th frame of this generation on. */
 static void put_many(const erb_table *table, const erb_writer *me, const erb_column *column, const uint8_t *items, uint64_t first, uint64_t count) {
-    uint64_t place = (me->frames_begin + first) % table->chunk_frames, bytes = column->item_bytes;
+    uint64_t place = erb_in_ring(me->frames_begin + first, table->chunk_frames), bytes = column->item_bytes;
     uint64_t before_end = table->chunk_frames - place < count ? table->chunk_frames - place : count;
     uint8_t *ring = column->base + (uint64_t)me->chunk * table->chunk_frames * bytes;
     memcpy(ring + place * bytes, items, before_end * bytes);
@@ -249,7 +249,7 @@ static void write_rows(erb_table *table, erb_writer *me, const erb_input *in, ui
         table->position[row] = (int32_t)me->position;
         table->version[row] = in->versions[done + i];
         table->writer[row] = (int32_t)me->number;
-        if (table->chunk_frames) table->frame[row] = (uint16_t)((me->frames_begin + p->frame[i]) % table->chunk_frames);
+        if (table->chunk_frames) table->frame[row] = (uint16_t)erb_in_ring(me->frames_begin + p->frame[i], table->chunk_frames);
         atomic_store_explicit(&table->flags[row], flags, memory_order_relaxed);
         me->position = flags & ERB_LAST ? 0 : me->position + 1;
     }
@@ -275,7 +275,7 @@ static void write_run(erb_table *table, erb_writer *me, const erb_input *in, uin
 
 static int append(erb_table *table, uint32_t place, const erb_input *in, uint64_t rows) {
     erb_writer *me = &table->writers[place];
-    plan p = {0};
+    plan p; /* plan_run and write_run look at no more of it than `rows` says: it is long, and not cleared */
     for (uint64_t done = 0; done < rows; done += p.rows) {
         p.rows = 0;
         if (me->chunk >= 0) plan_run(table, me, in, done, rows, &p);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +16,10 @@ from edgeml_ipc.errors import ConnectionClosed
 logger = logging.getLogger("edgeml_ipc")
 
 
+def _declined(data: Mapping[str, Any], end_of_trajectory: bool) -> bool:
+    return False
+
+
 class Writer:
     """One stream of items: its episodes are contiguous, and no other writer's rows come between them.
 
@@ -25,6 +29,7 @@ class Writer:
 
     Attributes:
         number: of this writer, which no other of the buffer ever has; the rows carry it.
+        try_insert: `insert` for an item that is just as it is stored, where nothing is waited for; False: do it with `insert`.
     """
 
     def __init__(self, storage: Storage, flow: Flow | None = None) -> None:
@@ -34,9 +39,14 @@ class Writer:
         self._prepare = Preparation(storage.schema, storage.columns)
         self._stream = storage.stream()
         self.number, self.place = self._stream.number, self._stream.place
+        self.try_insert: Callable[[Mapping[str, Any], bool], bool] = self._stream.insert if self._flow is None else _declined
 
     def insert(self, data: Mapping[str, Any], end_of_trajectory: bool = False) -> None:
         """Copy one item in; see `ReplayBuffer.insert`."""
+        if not self.try_insert(data, end_of_trajectory):
+            self._insert_in_turn(data, end_of_trajectory)
+
+    def _insert_in_turn(self, data: Mapping[str, Any], end_of_trajectory: bool) -> None:
         if self._flow is None:
             self._insert(data, end_of_trajectory)
         else:

@@ -180,6 +180,49 @@ def test_fields_of_one_dict_may_lie_apart() -> None:
         ReplayBuffer(BOX, ACTIONS, 4, extra_columns=[DataShape("rewards.x")])
 
 
+class Named(np.ndarray):
+    """An array of another type."""
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([[1, 2, 3], [4, 5, 6]], np.float32)[1],
+        np.array([[1, 4], [2, 5], [3, 6]], np.float32)[:, 1],
+        np.array([6, 5, 4], np.float32)[::-1],
+        np.array([4, 5, 6], ">f4"),
+        np.array([4, 5, 6], np.float64),
+        np.array([4, 5, 6], np.float32).view(Named),
+        np.frombuffer(b"-" + np.array([4, 5, 6], np.float32).tobytes(), np.float32, 3, 1),
+        np.array([4, 5, 6], np.dtype(np.float32, copy=True)),
+        [4, 5, 6],
+    ],
+    ids=["row", "column", "reversed", "swapped", "wide", "subclass", "unaligned", "own dtype", "list"],
+)
+def test_arrays_are_copied_however_they_lie(array: Any) -> None:
+    buffer = make()
+    references = sys.getrefcount(array)
+    buffer.insert(transition(0, observations=array, next_observations=array))
+    buffer.batch_insert({key: np.stack([value]) for key, value in transition(0, observations=array).items()})
+    one, other = buffer.get_latest_data(-1)
+    assert one["observations"].tolist() == one["next_observations"].tolist() == other["observations"].tolist() == [4, 5, 6]
+    assert sys.getrefcount(array) == references
+
+
+def test_keys_come_in_any_order_and_as_any_string() -> None:
+    buffer = make(64)
+    for value, order in enumerate([*itertools.permutations(range(7))][::210]):
+        step = [*transition(value, policy_version=value).items()]
+        buffer.insert({"".join([*step[number][0]]): step[number][1] for number in order})
+    buffer.insert(transition(24))
+    buffer.insert(transition(25, dones=None))
+    data = buffer.get_latest_data(-1)
+    assert [step["rewards"] for step in data] == [*range(26)]
+    assert [step["observations"][2] for step in data] == [*range(26)]
+    assert [step["next_observations"][2] for step in data] == [*range(1, 27)]
+    assert buffer.about["policy_version"][:26].tolist() == [*range(24), -1, -1]
+
+
 def test_items_that_are_as_they_are_stored_take_the_same_checks() -> None:
     buffer = ReplayBuffer(DICT, spaces.Discrete(5), 4)
     observation = image_transition(2)["observations"]
