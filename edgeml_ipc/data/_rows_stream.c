@@ -13,10 +13,12 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define MAX_DIMS 32
 #define MAX_OPTIONAL 4 /* keys beside those of what is stored */
 #define NOT_HELD_BYTES (256 * 1024) /* from here on the interpreter lock is let go while rows are written */
+#define LOOK_NS 1000000             /* of holding back, after which it is seen whether that is still wanted */
 #define MAX_LIST_BYTES (64u << 20)  /* a list of dicts that is larger is stacked by numpy instead */
 
 enum { DECLINED = 0, DONE = 1, FAILED = -1 };
@@ -402,8 +404,25 @@ static Py_ssize_t row_bytes(const Stream *s) {
     return bytes;
 }
 
+/* Let readers that are always overtaken copy what they want; the interpreter lock is theirs meanwhile. */
+static void hold_back(const Stream *s) {
+    uint64_t held, waited = 0;
+    while (waited < ERB_HOLD_NS && s->table->table && !s->table->closing && (held = erb_held_ns(s->table->table->header))) {
+        if (held > LOOK_NS) held = LOOK_NS;
+        struct timespec nap = {0, (long)held};
+        Py_BEGIN_ALLOW_THREADS
+        nanosleep(&nap, NULL);
+        Py_END_ALLOW_THREADS
+        waited += held;
+    }
+}
+
 static bool begin(Stream *s) {
     if (!erb_opened(s->table)) return false;
+    if (atomic_load_explicit(&s->table->table->header->held_until, memory_order_relaxed)) {
+        hold_back(s);
+        if (!erb_opened(s->table)) return false;
+    }
     if (pthread_mutex_trylock(&s->mutex)) {
         Py_BEGIN_ALLOW_THREADS
         pthread_mutex_lock(&s->mutex);

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 Array: TypeAlias = npt.NDArray[Any]
 Rows: TypeAlias = npt.NDArray[np.int64]
 
-COMPILED: Final = native() is not None
+_KERNELS: Final[Any] = native()
+COMPILED: Final = _KERNELS is not None
 IDLE_BLOCKS: Final = 8
 MAX_THREADS: Final = 4
 _SHAPES_KNOWN: Final = 64
@@ -103,9 +104,8 @@ class Gather:
         self._core: _rows.Gather | None = None
         views = tuple(_bytes_of(column, number) for number, column in enumerate(self._columns))
         if compiled:
-            kernels: Any = native()
-            self._pool = kernels.Pool(idle_blocks)
-            self._core = kernels.Gather(views, tuple(self._follows), threads)
+            self._pool = _KERNELS.Pool(idle_blocks)
+            self._core = _KERNELS.Gather(views, tuple(self._follows), threads)
 
     def __call__(self, rows: Array | Sequence[Array]) -> Batch:
         """Copy rows into a new batch.

@@ -18,7 +18,8 @@ from edgeml_ipc.errors import BufferEmpty
 
 Weights = npt.NDArray[np.float64]
 
-COMPILED: Final = native() is not None
+_KERNELS: Final[Any] = native()
+COMPILED: Final = _KERNELS is not None
 MAX_WEIGHT: Final = 1e280  # times any number of rows, this is finite
 
 
@@ -147,8 +148,7 @@ class SumTree:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1 row, got {capacity}")
         self.capacity = capacity
-        kernels: Any = native()
-        self._tree: Tree = kernels.SumTree(capacity) if compiled else NumpyTree(capacity)
+        self._tree: Tree = _KERNELS.SumTree(capacity) if compiled else NumpyTree(capacity)
         self._lock = Lock()
 
     @property
