@@ -98,10 +98,10 @@ static size_t hold(size_t count, int64_t *handles, double *errors, const int64_t
     size_t held = 0;
     for (size_t i = 0; i < count; i++) __builtin_prefetch(stamps + (uint64_t)handles[i] % capacity);
     for (*bad = 0; *bad < count; (*bad)++) {
-        uint64_t row = (uint64_t)handles[*bad] % capacity;
+        uint64_t generation = (uint64_t)handles[*bad] / capacity, row = (uint64_t)handles[*bad] - generation * capacity;
         double weight = pow(fabs(errors[*bad]) + epsilon, alpha);
         if (!isfinite(errors[*bad]) || !weight_is_good(weight)) return 0;
-        if (stamps[row] < 0 || (uint64_t)stamps[row] >> bits != (uint64_t)handles[*bad] / capacity) continue;
+        if (stamps[row] < 0 || (uint64_t)stamps[row] >> bits != generation) continue;
         handles[held] = (int64_t)row;
         errors[held++] = weight;
     }
@@ -129,7 +129,7 @@ static PyObject *tree_update(SumTree *self, PyObject *args) {
         Py_BEGIN_ALLOW_THREADS
         held = hold(count, handles, errors, stamps.buf, bits, self->tree.capacity, epsilon, alpha, &bad);
         if (bad == count) eipc_tree_set(&self->tree, handles, errors, held);
-        for (size_t i = 0; i < held; i++) greatest = fmax(greatest, errors[i]);
+        for (size_t i = 0; i < held; i++) greatest = errors[i] > greatest ? errors[i] : greatest;
         Py_END_ALLOW_THREADS
         if (bad < count) {
             PyObject *value = PyFloat_FromDouble(errors[bad]);
