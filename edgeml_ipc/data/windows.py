@@ -305,7 +305,7 @@ class Windows:
 
     def _redraw(self, config: SampleConfig, reading: Reading, drawn: _Drawn, forced: Rows | None) -> int:
         """Replace windows of which a row was overwritten meanwhile, until there are none; return how many those were."""
-        places = np.flatnonzero(~drawn.intact(config))
+        places = (~drawn.intact(config)).nonzero()[0]
         redrawn = 0
         with Patience(self._table) as patience:
             for _ in patience:
