@@ -53,12 +53,14 @@ static PyObject *raise_weight(size_t i, double weight) {
 enum { ANY = -1 };
 
 /* Get an array whose format is one of the letters `formats`, of items of `size` bytes; with `count` of them, unless that is ANY. */
-static int get_array(PyObject *object, const char *name, const char *formats, Py_ssize_t size, Py_ssize_t count, bool writable, Py_buffer *b) {
+static int get_array(PyObject *object, const char *name, const char *formats, Py_ssize_t size, Py_ssize_t count, bool writable,
+                     Py_buffer *b) {
     if (PyObject_GetBuffer(object, b, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0)) < 0) return -1;
     bool right = b->itemsize == size && b->format && b->format[0] && !b->format[1] && strchr(formats, b->format[0]);
     if (right && (count == ANY || b->len / size == count)) return 0;
-    PyErr_Format(right ? PyExc_ValueError : PyExc_TypeError, "%s must be a contiguous array of %zd items of %zd bytes, got %zd bytes of format '%s'",
-                 name, count, size, b->len, b->format ? b->format : "");
+    PyErr_Format(right ? PyExc_ValueError : PyExc_TypeError,
+                 "%s must be a contiguous array of format '%s', of %zd items (-1: any number), got %zd bytes of format '%s'", name, formats,
+                 count, b->len, b->format ? b->format : "");
     PyBuffer_Release(b);
     return -1;
 }
