@@ -28,10 +28,11 @@ from benchmarks.replay.data import (
     spec_bytes,
     turns,
 )
-from benchmarks.replay.plain import COPY_1, COPY_MANY, size_of, take_of
-from edgeml_ipc.data import ReplayBuffer, SequenceSampler
+from benchmarks.replay.plain import COPY_1, COPY_MANY, PRIORITY_GROUP, TAKE_FOR_PRIORITY, size_of, take_of
+from edgeml_ipc.data import LatestSampler, PrioritySampler, ReplayBuffer, SequenceSampler
 
 FRAME_BYTES = 84 * 84  # the last of the four that an observation has
+MANY = 20_000  # rows of a batch that is not measured
 FIELDS = ("observations", "actions", "rewards", "masks", "dones", "next_observations")
 
 
@@ -82,6 +83,24 @@ def windows_sampled(_placement: Placement, window: int) -> Iterator[Round]:
         samplers = {field: SequenceSampler(begin=1 - window, end=1) for field in FIELDS}
         buffer.register_sample_config(f"windows of {window}", samplers, sample_range=(1 - window, 1))
         yield lambda seconds: Sample(repeat(lambda: buffer.sample(f"windows of {window}", BATCH), seconds))
+
+
+@contextmanager
+def sampled_by_priority(_placement: Placement) -> Iterator[Round]:
+    """`sample(name, 256)` by priority, and `update_priorities` of what was drawn; the priorities differ from the start."""
+    with SAMPLED[STATE.name].used() as buffer:
+        samplers = {**{field: LatestSampler() for field in FIELDS}, "priority": PrioritySampler()}
+        buffer.register_sample_config("by priority", samplers)
+        rng = np.random.default_rng(0)
+
+        def learn(errors: np.ndarray) -> None:
+            data, _ = buffer.sample("by priority", len(errors))
+            buffer.update_priorities("by priority", data["priority"]["indices"], errors)
+
+        for _ in range(2 * STATE.rows // MANY):
+            learn(rng.random(MANY))
+        following = turns(list(rng.random((64, BATCH))))
+        yield lambda seconds: Sample(repeat(lambda: learn(following()), seconds))
 
 
 @contextmanager
@@ -152,6 +171,15 @@ CASES = [
     _windows(50),
     _sampling(IMAGE, 0.9),
     _sampling(CAMERAS, 0.9),
+    Case(
+        f"replay.sample.priority.{BATCH}",
+        "ours",
+        f"sample({BATCH}) by priority and update_priorities, of {STATE.rows:,} state, all fields",
+        sampled_by_priority,
+        TAKE_FOR_PRIORITY.name,
+        PRIORITY_GROUP,
+        (Mark("per_second", at_least=6_000, aim=10_000),),
+    ),
     Case(
         "replay.memory.state",
         "ours",

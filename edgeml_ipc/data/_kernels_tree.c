@@ -50,14 +50,27 @@ static PyObject *raise_weight(size_t i, double weight) {
     return NULL;
 }
 
-/* Get an array of float64 with `count` items. */
-static int get_doubles(PyObject *object, const char *name, size_t count, bool writable, Py_buffer *b) {
+enum { ANY = -1 };
+
+/* Get an array whose format is one of the letters `formats`, of items of `size` bytes; with `count` of them, unless that is ANY. */
+static int get_array(PyObject *object, const char *name, const char *formats, Py_ssize_t size, Py_ssize_t count, bool writable,
+                     Py_buffer *b) {
     if (PyObject_GetBuffer(object, b, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0)) < 0) return -1;
-    if (b->itemsize == 8 && b->format && !strcmp(b->format, "d") && (size_t)b->len / 8 == count) return 0;
-    PyErr_Format(PyExc_ValueError, "%s must be a contiguous array of %zu float64, got %zd bytes of format '%s'", name, count, b->len,
-                 b->format ? b->format : "");
+    bool right = b->itemsize == size && b->format && b->format[0] && !b->format[1] && strchr(formats, b->format[0]);
+    if (right && (count == ANY || b->len / size == count)) return 0;
+    PyErr_Format(right ? PyExc_ValueError : PyExc_TypeError,
+                 "%s must be a contiguous array of format '%s', of %zd items (-1: any number), got %zd bytes of format '%s'", name, formats,
+                 count, b->len, b->format ? b->format : "");
     PyBuffer_Release(b);
     return -1;
+}
+
+static int get_doubles(PyObject *object, const char *name, Py_ssize_t count, bool writable, Py_buffer *b) {
+    return get_array(object, name, "d", 8, count, writable, b);
+}
+
+static int get_ints(PyObject *object, const char *name, Py_ssize_t count, bool writable, Py_buffer *b) {
+    return get_array(object, name, "lq", 8, count, writable, b);
 }
 
 static PyObject *tree_set(SumTree *self, PyObject *args) {
@@ -67,7 +80,7 @@ static PyObject *tree_set(SumTree *self, PyObject *args) {
     int64_t *rows = rows_of(self, rows_object, &count);
     if (!rows) return NULL;
     Py_buffer given;
-    if (get_doubles(weights_object, "weights", count, false, &given) < 0) {
+    if (get_doubles(weights_object, "weights", (Py_ssize_t)count, false, &given) < 0) {
         free(rows);
         return NULL;
     }
@@ -98,10 +111,10 @@ static size_t hold(size_t count, int64_t *handles, double *errors, const int64_t
     size_t held = 0;
     for (size_t i = 0; i < count; i++) __builtin_prefetch(stamps + (uint64_t)handles[i] % capacity);
     for (*bad = 0; *bad < count; (*bad)++) {
-        uint64_t row = (uint64_t)handles[*bad] % capacity;
+        uint64_t generation = (uint64_t)handles[*bad] / capacity, row = (uint64_t)handles[*bad] - generation * capacity;
         double weight = pow(fabs(errors[*bad]) + epsilon, alpha);
         if (!isfinite(errors[*bad]) || !weight_is_good(weight)) return 0;
-        if (stamps[row] < 0 || (uint64_t)stamps[row] >> bits != (uint64_t)handles[*bad] / capacity) continue;
+        if (stamps[row] < 0 || (uint64_t)stamps[row] >> bits != generation) continue;
         handles[held] = (int64_t)row;
         errors[held++] = weight;
     }
@@ -119,7 +132,7 @@ static PyObject *tree_update(SumTree *self, PyObject *args) {
     double *errors = malloc(count * sizeof *errors + 8);
     Py_buffer given, stamps;
     if (!errors) PyErr_NoMemory();
-    if (!errors || get_doubles(errors_object, "errors", count, false, &given) < 0) goto out;
+    if (!errors || get_doubles(errors_object, "errors", (Py_ssize_t)count, false, &given) < 0) goto out;
     memcpy(errors, given.buf, count * sizeof *errors);
     PyBuffer_Release(&given);
     if (PyObject_GetBuffer(stamps_object, &stamps, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) goto out;
@@ -129,7 +142,7 @@ static PyObject *tree_update(SumTree *self, PyObject *args) {
         Py_BEGIN_ALLOW_THREADS
         held = hold(count, handles, errors, stamps.buf, bits, self->tree.capacity, epsilon, alpha, &bad);
         if (bad == count) eipc_tree_set(&self->tree, handles, errors, held);
-        for (size_t i = 0; i < held; i++) greatest = fmax(greatest, errors[i]);
+        for (size_t i = 0; i < held; i++) greatest = errors[i] > greatest ? errors[i] : greatest;
         Py_END_ALLOW_THREADS
         if (bad < count) {
             PyObject *value = PyFloat_FromDouble(errors[bad]);
@@ -165,7 +178,7 @@ static PyObject *tree_get(SumTree *self, PyObject *args) {
     int64_t *rows = rows_of(self, rows_object, &count);
     if (!rows) return NULL;
     Py_buffer out;
-    if (get_doubles(out_object, "out", count, true, &out) == 0) {
+    if (get_doubles(out_object, "out", (Py_ssize_t)count, true, &out) == 0) {
         for (size_t i = 0; i < count; i++) ((double *)out.buf)[i] = self->tree.sum[0][rows[i]];
         PyBuffer_Release(&out);
     }
@@ -174,27 +187,68 @@ static PyObject *tree_get(SumTree *self, PyObject *args) {
 }
 
 static PyObject *tree_find(SumTree *self, PyObject *args) {
-    PyObject *targets_object, *rows_object, *weights_object;
-    if (!PyArg_ParseTuple(args, "OOO", &targets_object, &rows_object, &weights_object)) return NULL;
-    Py_buffer targets, rows, weights;
-    if (PyObject_GetBuffer(rows_object, &rows, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT) < 0) return NULL;
-    size_t count = (size_t)rows.len / 8;
-    if (rows.itemsize != 8 || !rows.format || !rows.format[0] || rows.format[1] || !strchr("lq", rows.format[0])) {
-        PyErr_Format(PyExc_TypeError, "rows must be a contiguous array of int64, got format '%s'", rows.format ? rows.format : "");
-    } else if (get_doubles(targets_object, "targets", count, false, &targets) == 0) {
-        if (get_doubles(weights_object, "weights", count, true, &weights) == 0) {
+    PyObject *parts_object, *rows_object, *weights_object;
+    int stratified;
+    if (!PyArg_ParseTuple(args, "OpOO", &parts_object, &stratified, &rows_object, &weights_object)) return NULL;
+    Py_buffer parts, rows, weights;
+    double total = eipc_tree_total(&self->tree);
+    if (get_doubles(parts_object, "parts", ANY, false, &parts) < 0) return NULL;
+    size_t count = (size_t)parts.len / 8;
+    if (get_ints(rows_object, "rows", (Py_ssize_t)count, true, &rows) == 0) {
+        if (get_doubles(weights_object, "weights", (Py_ssize_t)count, true, &weights) == 0) {
             int64_t *found = malloc(count * sizeof *found + 8); /* no other thread may change a row on its way down the tree */
             if (!found) PyErr_NoMemory();
-            else {
+            else if (total > 0) {
                 Py_BEGIN_ALLOW_THREADS
-                eipc_tree_find(&self->tree, targets.buf, count, found, weights.buf);
+                const double *part = parts.buf;
+                double *targets = weights.buf;
+                for (size_t i = 0; i < count; i++)
+                    targets[i] = stratified ? (part[i] + (double)i) * (total / (double)count) : part[i] * total;
+                eipc_tree_find(&self->tree, targets, count, found, targets);
                 memcpy(rows.buf, found, count * sizeof *found);
                 Py_END_ALLOW_THREADS
-                free(found);
+            }
+            free(found);
+            PyBuffer_Release(&weights);
+        }
+        PyBuffer_Release(&rows);
+    }
+    PyBuffer_Release(&parts);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(total > 0);
+}
+
+/* (least / weight)^beta, at most 1: in single precision, which is what is asked for, unless the ratio is too small for it. */
+static float importance(double least, double weight, double beta) {
+    double ratio = least / weight;
+    if (!(ratio < 1)) return 1;
+    return ratio > 1e-30 ? powf((float)ratio, (float)beta) : (float)pow(ratio, beta);
+}
+
+static PyObject *tree_hand_out(SumTree *self, PyObject *args) {
+    PyObject *objects[5];
+    unsigned bits;
+    double beta;
+    if (!PyArg_ParseTuple(args, "OOOIdOO", &objects[0], &objects[1], &objects[2], &bits, &beta, &objects[3], &objects[4])) return NULL;
+    Py_buffer rows, stamps, weights, handles, out;
+    if (get_ints(objects[0], "rows", ANY, false, &rows) < 0) return NULL;
+    Py_ssize_t count = rows.len / 8;
+    if (get_ints(objects[1], "stamps", count, false, &stamps) == 0) {
+        if (get_doubles(objects[2], "weights", count, false, &weights) == 0) {
+            if (get_ints(objects[3], "handles", count, true, &handles) == 0) {
+                if (get_array(objects[4], "importance", "f", 4, count, true, &out) == 0) {
+                    double least = eipc_tree_least(&self->tree);
+                    for (Py_ssize_t i = 0; i < count; i++) {
+                        uint64_t generation = ((uint64_t *)stamps.buf)[i] >> (bits & 63);
+                        ((uint64_t *)handles.buf)[i] = generation * self->tree.capacity + ((uint64_t *)rows.buf)[i];
+                        ((float *)out.buf)[i] = importance(least, ((double *)weights.buf)[i], beta);
+                    }
+                    PyBuffer_Release(&out);
+                }
+                PyBuffer_Release(&handles);
             }
             PyBuffer_Release(&weights);
         }
-        PyBuffer_Release(&targets);
+        PyBuffer_Release(&stamps);
     }
     PyBuffer_Release(&rows);
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
@@ -209,7 +263,8 @@ static PyMethodDef tree_methods[] = {
     {"update", (PyCFunction)tree_update, METH_VARARGS, "Set the weights that follow from errors, of rows that are still held."},
     {"fill", (PyCFunction)tree_fill, METH_VARARGS, "Set the weights of the rows begin..end to one value."},
     {"get", (PyCFunction)tree_get, METH_VARARGS, "Write the weights of rows into `out`."},
-    {"find", (PyCFunction)tree_find, METH_VARARGS, "Write the row, and its weight, in which each target lies."},
+    {"find", (PyCFunction)tree_find, METH_VARARGS, "Write the rows in which parts of the total lie, and their weights."},
+    {"hand_out", (PyCFunction)tree_hand_out, METH_VARARGS, "Write the handles of rows, and their importance."},
     {NULL, NULL, 0, NULL},
 };
 static PyGetSetDef tree_getset[] = {

@@ -1,4 +1,5 @@
 /* See kernels.h. */
+#define _DEFAULT_SOURCE
 #include "kernels.h"
 
 #include <math.h>
@@ -6,6 +7,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #ifdef __SSE2__
 #include <emmintrin.h>
 #endif
@@ -165,6 +167,8 @@ size_t eipc_copy_rows(int64_t *copy, const int64_t *rows, size_t count, int64_t 
 
 /* ---- sum tree ------------------------------------------------------------------------------------------------------ */
 
+enum { HUGE_PAGE = 1 << 21 };
+
 int eipc_tree_init(eipc_tree *tree, uint64_t capacity) {
     memset(tree, 0, sizeof *tree);
     tree->capacity = capacity;
@@ -178,9 +182,11 @@ int eipc_tree_init(eipc_tree *tree, uint64_t capacity) {
         size = tree->size[level] / EIPC_TREE_FAN;
     }
     tree->depth = level;
-    double *next = tree->memory = aligned_alloc(EIPC_ALIGN, nodes * sizeof(double));
+    size_t bytes = nodes * sizeof(double), align = bytes < HUGE_PAGE ? EIPC_ALIGN : HUGE_PAGE;
+    double *next = tree->memory = aligned_alloc(align, (bytes + align - 1) / align * align);
     if (!next) return -1;
-    memset(next, 0, nodes * sizeof(double));
+    if (align == HUGE_PAGE) madvise(next, bytes, MADV_HUGEPAGE); /* a draw touches a page for each row and level */
+    memset(next, 0, bytes);
     for (level = 0; level <= tree->depth; level++) {
         tree->sum[level] = next;
         next += tree->size[level];
@@ -197,31 +203,26 @@ void eipc_tree_free(eipc_tree *tree) {
     tree->memory = NULL;
 }
 
-/* Compute one node of `level` from its children. */
+static inline double lower(double a, double b) { return a < b ? a : b; }
+
+/* Compute one node of `level` from its children: in pairs, so that no addition waits for seven others. */
 static inline void renew(eipc_tree *tree, unsigned level, uint64_t node) {
-    const double *children = tree->sum[level - 1] + node * EIPC_TREE_FAN;
-    double sum = 0, least = INFINITY;
-    for (int c = 0; c < EIPC_TREE_FAN; c++) sum += children[c];
-    if (level == 1) {
-        for (int c = 0; c < EIPC_TREE_FAN; c++)
-            if (children[c] > 0 && children[c] < least) least = children[c];
-    } else {
-        const double *below = tree->least[level - 1] + node * EIPC_TREE_FAN;
-        for (int c = 0; c < EIPC_TREE_FAN; c++)
-            if (below[c] < least) least = below[c];
-    }
-    tree->sum[level][node] = sum;
-    tree->least[level][node] = least;
+    const double *c = tree->sum[level - 1] + node * EIPC_TREE_FAN;
+    tree->sum[level][node] = ((c[0] + c[4]) + (c[2] + c[6])) + ((c[1] + c[5]) + (c[3] + c[7]));
+    double positive[EIPC_TREE_FAN];
+    const double *least = level == 1 ? positive : tree->least[level - 1] + node * EIPC_TREE_FAN;
+    for (int i = 0; level == 1 && i < EIPC_TREE_FAN; i++) positive[i] = c[i] > 0 ? c[i] : INFINITY;
+    tree->least[level][node] = lower(lower(lower(least[0], least[4]), lower(least[2], least[6])),
+                                     lower(lower(least[1], least[5]), lower(least[3], least[7])));
 }
 
 void eipc_tree_set(eipc_tree *tree, const int64_t *rows, const double *weights, size_t count) {
     for (size_t i = 0; i < count; i++) __builtin_prefetch(tree->sum[0] + rows[i], 1, 3);
     for (size_t i = 0; i < count; i++) tree->sum[0][rows[i]] = weights[i];
-    uint64_t width = EIPC_TREE_FAN; /* rows below a node of this level */
-    for (unsigned level = 1; level <= tree->depth; level++, width *= EIPC_TREE_FAN) {
+    for (unsigned level = 1; level <= tree->depth; level++) {
         uint64_t last = UINT64_MAX;
         for (size_t i = 0; i < count; i++) {
-            uint64_t node = (uint64_t)rows[i] / width;
+            uint64_t node = (uint64_t)rows[i] >> level * EIPC_TREE_FAN_BITS;
             if (node != last) renew(tree, level, node);
             last = node;
         }
@@ -239,16 +240,28 @@ void eipc_tree_fill(eipc_tree *tree, uint64_t begin, uint64_t end, double weight
     }
 }
 
+/* before[c]: the sum of the children before c; rises with c, whatever the rounding. */
+static inline void add_up(const double *c, double *before) {
+    double of_four = (c[0] + c[1]) + (c[2] + c[3]);
+    before[0] = 0;
+    before[1] = c[0];
+    before[2] = c[0] + c[1];
+    before[3] = before[2] + c[2];
+    before[4] = of_four;
+    before[5] = of_four + c[4];
+    before[6] = of_four + (c[4] + c[5]);
+    before[7] = before[6] + c[6];
+}
+
 /* One level down: the child in which `*left` lies; `*left` becomes what is left of it there. Without a branch that depends on
  * the target, which no processor could predict. */
-static inline uint64_t descend(const double *children, double *left) {
-    double sums[EIPC_TREE_FAN + 1] = {0}; /* sums[c]: of the children before c */
-    unsigned found = 0;
-    for (int c = 0; c < EIPC_TREE_FAN; c++) sums[c + 1] = sums[c] + children[c];
-    for (int c = 1; c < EIPC_TREE_FAN; c++) found += *left >= sums[c];
-    while (found > 0 && children[found] <= 0) found--; /* past all sums by rounding: the last child that has a weight */
-    *left -= sums[found];
-    return found;
+static inline uint64_t descend(const double *children, const double *before, double *left) {
+    double target = *left;
+    int64_t found = 0;
+    for (int c = 1; c < EIPC_TREE_FAN; c++) found += target >= before[c];
+    while (children[found] <= 0 && found > 0) found--; /* past all sums by rounding: the last child that has a weight */
+    *left = target - before[found];
+    return (uint64_t)found;
 }
 
 void eipc_tree_find(const eipc_tree *tree, const double *targets, size_t count, int64_t *rows, double *weights) {
@@ -259,10 +272,15 @@ void eipc_tree_find(const eipc_tree *tree, const double *targets, size_t count, 
     }
     for (unsigned level = tree->depth; level-- > 0;) {
         const double *sums = tree->sum[level];
+        const double *below = level > 0 ? tree->sum[level - 1] : NULL;
+        double before[EIPC_TREE_FAN];
+        int64_t last = -1; /* neighbours among targets in ascending order are often in one node */
         for (size_t i = 0; i < count; i++) {
-            uint64_t node = (uint64_t)rows[i] * EIPC_TREE_FAN;
-            rows[i] = (int64_t)(node + descend(sums + node, &weights[i]));
-            if (level > 0) __builtin_prefetch(tree->sum[level - 1] + (uint64_t)rows[i] * EIPC_TREE_FAN, 0, 3);
+            const double *children = sums + rows[i] * EIPC_TREE_FAN;
+            if (rows[i] != last) add_up(children, before);
+            last = rows[i];
+            rows[i] = last * EIPC_TREE_FAN + (int64_t)descend(children, before, &weights[i]);
+            if (below) __builtin_prefetch(below + rows[i] * EIPC_TREE_FAN, 0, 3);
         }
     }
     for (size_t i = 0; i < count; i++) weights[i] = tree->sum[0][rows[i]];

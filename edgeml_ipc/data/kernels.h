@@ -15,6 +15,7 @@ enum {
     EIPC_ALIGN = 64,        /* of blocks, and of each column's place in a block: a cache line, and what JAX asks for */
     EIPC_MAX_THREADS = 16,  /* of one gather, the calling thread included */
     EIPC_TREE_FAN = 8,      /* children of a node: eight doubles are one cache line */
+    EIPC_TREE_FAN_BITS = 3,
     EIPC_TREE_MAX_DEPTH = 16
 };
 
@@ -38,7 +39,7 @@ size_t eipc_copy_rows(int64_t *copy, const int64_t *rows, size_t count, int64_t 
 /* Weights of rows, and over each eight of them a node that holds their sum and their least positive weight, and so on up:
  *
  *   level 0      w0 w1 w2 w3 w4 w5 w6 w7 | w8 ...          one weight for each row, 0 where a row is not to be drawn
- *   level 1      s0                      | s1 ...          s0 = ((w0 + w1) + w2) + ... + w7
+ *   level 1      s0                      | s1 ...          s0 = w0 + ... + w7, always in the same order
  *   top          total                                     one node
  *
  * A node is always computed anew from its eight children, never corrected by a difference, so rounding errors do not add

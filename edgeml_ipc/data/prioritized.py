@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeml_ipc.data.gather import Rows
-from edgeml_ipc.data.priority import Priorities
+from edgeml_ipc.data.priority import Priorities, Singles, Weights
 from edgeml_ipc.data.runs import Runs, View
 from edgeml_ipc.data.storage import Storage
 
@@ -54,10 +54,16 @@ class PriorityTracker:
         """Return the stamps of rows that are held, by which to tell later whether they were overwritten."""
         return self._stamps.take(rows)
 
-    def handles(self, rows: Rows, stamps: Rows) -> Rows:
-        """Return numbers by which `update` knows rows: generation * capacity + row."""
-        handles: Rows = (stamps >> self._stride_bits) * self._capacity + rows
-        return handles
+    def hand_out(self, rows: Rows, stamps: Rows, weights: Weights, beta: float) -> tuple[Rows, Singles]:
+        """Return what a batch has of rows that were drawn.
+
+        Args:
+            rows, stamps, weights: `(n,)`, as they were when each row was drawn.
+        Returns:
+            numbers by which `update` knows the rows, generation * capacity + row; and their importance, on one scale for all,
+            whenever they were drawn.
+        """
+        return self.priorities.tree.hand_out(rows, stamps, weights, self._stride_bits, beta)
 
     def update(self, handles: Any, errors: Any) -> int:
         """Set the priorities of the rows that are still held.

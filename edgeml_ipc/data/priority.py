@@ -17,6 +17,7 @@ from edgeml_ipc.data.gather import Array, Rows
 from edgeml_ipc.errors import BufferEmpty
 
 Weights = npt.NDArray[np.float64]
+Singles = npt.NDArray[np.float32]
 
 _KERNELS: Final[Any] = native()
 COMPILED: Final = _KERNELS is not None
@@ -55,8 +56,23 @@ class Tree(Protocol):
     def get(self, rows: Rows, out: Weights, /) -> None:
         """Write the weights of rows into `out`."""
 
-    def find(self, targets: Weights, rows: Rows, weights: Weights, /) -> None:
-        """Write, for each target, the row at which the running sum passes it, and its weight."""
+    def find(self, parts: Weights, stratified: bool, rows: Rows, weights: Weights, /) -> bool:
+        """Write the rows at which the running sum of weights passes some targets, and their weights.
+
+        Args:
+            parts: `(n,)`, in [0, 1): of the total. stratified: of the total's n-th parts, one in each.
+        Returns:
+            False: all weights are 0; nothing was written.
+        """
+
+    def hand_out(
+        self, rows: Rows, stamps: Rows, weights: Weights, stride_bits: int, beta: float, handles: Rows, importance: Singles, /
+    ) -> None:
+        """Write what a batch has of rows that were drawn: handles, as `update` takes them, and `importance_weights`.
+
+        Args:
+            rows, stamps, weights, and the two that are written: `(n,)`.
+        """
 
 
 class NumpyTree:
@@ -112,12 +128,23 @@ class NumpyTree:
             raise IndexError(f"rows must be from 0 to {len(self._weights) - 1}, got {rows.min()} to {rows.max()}")
         out[...] = self._weights[rows]
 
-    def find(self, targets: Weights, rows: Rows, weights: Weights, /) -> None:
-        """Write, for each target, the row at which the running sum passes it, and its weight."""
+    def find(self, parts: Weights, stratified: bool, rows: Rows, weights: Weights, /) -> bool:
+        """Write the rows at which the running sum of weights passes some targets, and their weights; see `Tree`."""
         sums = np.cumsum(self._weights)
+        if not sums[-1] > 0:
+            return False
+        targets = (parts + np.arange(len(parts))) * (sums[-1] / len(parts)) if stratified else parts * sums[-1]
         last = np.flatnonzero(self._weights)[-1]  # a target may lie past all sums by rounding
         rows[...] = np.minimum(np.searchsorted(sums, targets, side="right"), last)
         weights[...] = self._weights[rows]
+        return True
+
+    def hand_out(
+        self, rows: Rows, stamps: Rows, weights: Weights, stride_bits: int, beta: float, handles: Rows, importance: Singles, /
+    ) -> None:
+        """Write the handles and the importance of rows that were drawn; see `Tree`."""
+        handles[...] = (stamps >> stride_bits) * len(self._weights) + rows
+        importance[...] = importance_weights(weights, self.least, beta)
 
 
 class SumTree:
@@ -217,16 +244,19 @@ class SumTree:
         """
         if count < 1:
             raise ValueError(f"count must be at least 1 row, got {count}")
-        parts = rng.random(count)
-        if stratified:
-            parts += np.arange(count)
-        rows, weights = np.empty(count, np.int64), np.empty(count)
+        parts, rows, weights = rng.random(count), np.empty(count, np.int64), np.empty(count)
         with self._lock:
-            total = self._tree.total
-            if total <= 0:
-                raise BufferEmpty(f"cannot draw {count} rows: all {self.capacity} weights are 0")
-            self._tree.find(parts * (total / count if stratified else total), rows, weights)
+            found = self._tree.find(parts, stratified, rows, weights)
+        if not found:
+            raise BufferEmpty(f"cannot draw {count} rows: all {self.capacity} weights are 0")
         return rows, weights
+
+    def hand_out(self, rows: Rows, stamps: Rows, weights: Weights, stride_bits: int, beta: float) -> tuple[Rows, Singles]:
+        """Return the handles and the importance of rows that were drawn, new arrays; see `Tree`."""
+        handles, importance = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
+        with self._lock:
+            self._tree.hand_out(rows, stamps, weights, stride_bits, beta, handles, importance)
+        return handles, importance
 
 
 class Drawn(NamedTuple):
@@ -238,7 +268,7 @@ class Drawn(NamedTuple):
     """
 
     rows: Rows
-    importance: npt.NDArray[np.float32]
+    importance: Singles
 
 
 class Priorities:
@@ -342,7 +372,7 @@ def check_finite(errors: Weights) -> None:
         raise ValueError(f"errors[{bad}] is {errors[bad]}; it must be finite")
 
 
-def importance_weights(weights: Weights, least: float, beta: float) -> npt.NDArray[np.float32]:
+def importance_weights(weights: Weights, least: float, beta: float) -> Singles:
     """Return (N P(i))^-beta over its greatest value: (weight / least weight)^-beta, since N and the total cancel out.
 
     Args:

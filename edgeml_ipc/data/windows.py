@@ -14,7 +14,6 @@ from edgeml_ipc.data.anchors import Anchors, AnchorSource, PriorityAnchors, Wind
 from edgeml_ipc.data.batches import ATTEMPTS, Patience, check_not_empty, overtaken
 from edgeml_ipc.data.draws import Mask, check_window
 from edgeml_ipc.data.gather import Rows
-from edgeml_ipc.data.priority import importance_weights
 from edgeml_ipc.data.reading import Reader, Reading
 from edgeml_ipc.data.recent import Recency
 from edgeml_ipc.data.runs import View
@@ -306,7 +305,7 @@ class Windows:
 
     def _redraw(self, config: SampleConfig, reading: Reading, drawn: _Drawn, forced: Rows | None) -> int:
         """Replace windows of which a row was overwritten meanwhile, until there are none; return how many those were."""
-        places = np.flatnonzero(~drawn.intact(config))
+        places = (~drawn.intact(config)).nonzero()[0]
         redrawn = 0
         with Patience(self._table) as patience:
             for _ in patience:
@@ -374,12 +373,8 @@ def _handed_out(config: SampleConfig, reading: Reading, drawn: _Drawn) -> tuple[
 def _prioritized(config: SampleConfig, sampler: PrioritySampler, anchors: Anchors) -> dict[str, Any]:
     assert isinstance(config.source, PriorityAnchors)
     assert anchors.weights is not None
-    tracker = config.source.tracker
-    return {
-        "indices": tracker.handles(anchors.rows, anchors.stamps),
-        # On one scale for all elements, whenever they were drawn.
-        "importance": importance_weights(anchors.weights, tracker.priorities.tree.least, sampler.beta),
-    }
+    indices, importance = config.source.tracker.hand_out(anchors.rows, anchors.stamps, anchors.weights, sampler.beta)
+    return {"indices": indices, "importance": importance}
 
 
 def _nested(paths: list[Path], leaves: Iterator[Any]) -> Any:

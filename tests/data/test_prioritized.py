@@ -24,7 +24,7 @@ from edgeml_ipc.data import (
     storage,
 )
 from edgeml_ipc.data.prioritized import PriorityTracker
-from edgeml_ipc.data.priority import Priorities
+from edgeml_ipc.data.priority import Priorities, SumTree
 from edgeml_ipc.data.reading import Reader
 from edgeml_ipc.data.runs import View
 from tests.data.window_streams import (
@@ -149,6 +149,20 @@ def test_the_trees_agree_about_handles(compiled: bool) -> None:
         priorities.update_held(handles[:2], np.array([1.0, np.nan]), stamps, 3)
     with pytest.raises(IndexError, match=r"indices\[0\] is -7"):
         priorities.update_held(np.array([-7]), np.array([1.0]), stamps, 3)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_trees_agree_about_what_is_handed_out(compiled: bool) -> None:
+    """Also of a weight so great that its ratio to the least is no number of single precision, and of one that is gone."""
+    tree = SumTree(6, compiled=compiled)
+    tree.set([1, 2, 4], [0.5, 2.0, 1e280])
+    rows, stamps = np.array([1, 2, 4, 2]), np.array([9, 18, 4, 2])  # generations 1, 2, 0, 0 of chunks of up to 7 rows
+    handles, importance = tree.hand_out(rows, stamps, np.array([0.5, 2.0, 1e280, 0.25]), 3, 0.1)
+    assert handles.tolist() == [7, 14, 4, 2]
+    assert importance.dtype == np.float32
+    assert np.allclose(importance, [1, 0.25**0.1, 5e-281**0.1, 1], rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="must be a contiguous" if compiled else "could not"):
+        tree.hand_out(rows, stamps, np.ones(3), 3, 0.1)
 
 
 def test_rows_that_are_redrawn_keep_the_right_importance(monkeypatch: pytest.MonkeyPatch) -> None:
