@@ -56,7 +56,7 @@ def core() -> Extension:
 
 
 def rows() -> Extension:
-    """Describe the extension module of the replay buffer: who may write which rows, which are whole, and the loops of sampling."""
+    """Describe the extension module of the replay buffer: who may write rows, which are whole, the loops of sampling."""
     flags = SANITIZERS[os.environ.get("EDGEML_IPC_SANITIZE", "")]
     here = ROOT / "edgeml_ipc" / "data"
     return Extension(

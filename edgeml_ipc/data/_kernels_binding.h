@@ -86,6 +86,7 @@ int eipc_lay_out(const eipc_gatherer *self, const size_t *counts, uint64_t *offs
 void eipc_copy_all(eipc_gatherer *self, const eipc_row_set *sets, const uint64_t *offsets, eipc_block *block, eipc_gather_part *parts);
 PyObject *eipc_offsets(const uint64_t *offsets, size_t count); /* a tuple */
 PyObject *eipc_gather_draw(PyObject *self, PyObject *const *args, Py_ssize_t given);
+PyObject *eipc_gather_take(PyObject *self, PyObject *const *args, Py_ssize_t given);
 
 int eipc_add_kernels(PyObject *module);
 int eipc_add_pool_types(PyObject *module);

@@ -251,7 +251,8 @@ static PyObject *gather_close(eipc_gatherer *self, PyObject *Py_UNUSED(ignored))
 static PyMethodDef gather_methods[] = {
     {"run", (PyCFunction)gather_run, METH_VARARGS, "Copy rows into a block of the pool; return it and where each column begins."},
     {"patch", (PyCFunction)gather_patch, METH_VARARGS, "Copy rows over some places of a block that `run` returned."},
-    {"draw", (PyCFunction)(void (*)(void))eipc_gather_draw, METH_FASTCALL, "See `reading.Reader.draw`."},
+    {"draw", (PyCFunction)(void (*)(void))eipc_gather_draw, METH_FASTCALL, "Draw rows, copy them, and look whether they still stand."},
+    {"take", (PyCFunction)(void (*)(void))eipc_gather_take, METH_FASTCALL, "The same of rows that were drawn before."},
     {"close", (PyCFunction)gather_close, METH_NOARGS, "Let go of the columns, once calls under way are done."},
     {NULL, NULL, 0, NULL},
 };

@@ -153,6 +153,11 @@ class Gather:
             held.
         """
 
+    def take(
+        self, table: Table, parts: tuple[int, ...], rows: Any, stamps: Any, pool: Pool, /
+    ) -> tuple[Block, tuple[int, ...], tuple[int, ...]]:
+        """Do as `draw` with rows that were drawn before, and their stamps."""
+
     def close(self) -> None:
         """Let go of the columns, once the calls under way are done."""
 

@@ -3,6 +3,7 @@
 #include "_rows_binding.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 enum { IN_ROW, OWN, NEXT }; /* what columns of a set follow, as in reading.py */
 
@@ -89,33 +90,70 @@ static PyObject *copied(eipc_gatherer *gather, Table *self, PyObject *parts, Bat
     return result;
 }
 
+/* A call's arguments table, parts and pool, the first two and the last: checked. */
+static Table *checked(const eipc_gatherer *gather, PyObject *table, PyObject *parts, PyObject *pool) {
+    if (!PyObject_TypeCheck(table, erb_table_type) || !PyTuple_Check(parts) || !PyObject_TypeCheck(pool, eipc_pool_type)) {
+        PyErr_SetString(PyExc_TypeError, "a table, parts, then rows or shares, then a pool are required");
+        return NULL;
+    }
+    if (!erb_opened((Table *)table)) return NULL;
+    if (!gather->closed && PyTuple_Size(parts) == (Py_ssize_t)gather->sets) return (Table *)table;
+    PyErr_Format(PyExc_ValueError, "this gather was closed, or has %zu sets of rows", gather->sets);
+    return NULL;
+}
+
+static int begin_batch(Batch *batch, size_t n) {
+    *batch = (Batch){malloc((2 * n + 1) * sizeof *batch->rows + n), NULL, NULL, n, NULL};
+    if (!batch->rows) return PyErr_NoMemory(), -1;
+    batch->stamps = batch->rows + n;
+    batch->whole = (uint8_t *)(batch->stamps + n);
+    return 0;
+}
+
+static void end_batch(Batch *batch) {
+    free(batch->frames);
+    free(batch->rows);
+}
+
 /* draw(table, parts, shares, pool) -> (block, offsets, places of the rows that are not whole), or None: no row is held */
 PyObject *eipc_gather_draw(PyObject *object, PyObject *const *args, Py_ssize_t given) {
     eipc_gatherer *gather = (eipc_gatherer *)object;
-    if (given != 4 || !PyObject_TypeCheck(args[0], erb_table_type) || !PyTuple_Check(args[1]) || !PyObject_TypeCheck(args[3], eipc_pool_type))
-        return PyErr_Format(PyExc_TypeError, "draw takes a table, parts, shares, a pool");
-    Table *table = (Table *)args[0];
-    if (!erb_opened(table)) return NULL;
-    if (gather->closed || PyTuple_Size(args[1]) != (Py_ssize_t)gather->sets)
-        return PyErr_Format(PyExc_ValueError, "this gather was closed, or has %zu sets of rows", gather->sets);
+    if (given != 4) return PyErr_Format(PyExc_TypeError, "draw takes 4 arguments, got %zd", given);
+    Table *table = checked(gather, args[0], args[1], args[3]);
     Py_buffer shares;
-    if (PyObject_GetBuffer(args[2], &shares, PyBUF_C_CONTIGUOUS) < 0) return NULL;
-    size_t n = (size_t)shares.len / sizeof(double);
+    Batch batch;
     PyObject *result = NULL;
-    Batch batch = {malloc((2 * n + 1) * sizeof *batch.rows + n), NULL, NULL, n, NULL};
-    if (batch.rows) {
-        batch.stamps = batch.rows + n;
-        batch.whole = (uint8_t *)(batch.stamps + n);
+    if (!table || PyObject_GetBuffer(args[2], &shares, PyBUF_C_CONTIGUOUS) < 0) return NULL;
+    if (begin_batch(&batch, (size_t)shares.len / sizeof(double)) == 0) {
         int64_t total = 0;
-        int status = erb_draw(table->table, shares.buf, n, batch.rows, batch.stamps, &total);
+        int status = erb_draw(table->table, shares.buf, batch.count, batch.rows, batch.stamps, &total);
         if (status) erb_raise(status);
         else if (total == 0) result = Py_NewRef(Py_None);
         else result = copied(gather, table, args[1], &batch, (eipc_pool *)args[3]);
-        free(batch.frames);
-        free(batch.rows);
-    } else {
-        PyErr_NoMemory();
+        end_batch(&batch);
     }
     PyBuffer_Release(&shares);
+    return result;
+}
+
+/* take(table, parts, rows, stamps, pool) -> as draw, of rows that were drawn before */
+PyObject *eipc_gather_take(PyObject *object, PyObject *const *args, Py_ssize_t given) {
+    eipc_gatherer *gather = (eipc_gatherer *)object;
+    if (given != 5) return PyErr_Format(PyExc_TypeError, "take takes 5 arguments, got %zd", given);
+    Table *table = checked(gather, args[0], args[1], args[4]);
+    size_t n = 0, stamps = 0;
+    Batch batch;
+    PyObject *result = NULL;
+    int64_t *rows = table ? eipc_copied_rows(args[2], "rows", 0, (int64_t)table->table->capacity, &n) : NULL;
+    int64_t *known = rows ? eipc_copied_rows(args[3], "stamps", 0, INT64_MAX, &stamps) : NULL;
+    if (known && n != stamps) PyErr_Format(PyExc_ValueError, "there are %zu rows and %zu stamps", n, stamps);
+    if (known && n == stamps && begin_batch(&batch, n) == 0) {
+        memcpy(batch.rows, rows, n * sizeof *rows);
+        memcpy(batch.stamps, known, n * sizeof *known);
+        result = copied(gather, table, args[1], &batch, (eipc_pool *)args[4]);
+        end_batch(&batch);
+    }
+    free(rows);
+    free(known);
     return result;
 }

@@ -136,6 +136,14 @@ class Gather:
         made = self._core.draw(table, parts, shares, self._pool)
         return None if made is None else (self._on(made[0], made[1], shapes), made[2])
 
+    def take(
+        self, table: _rows.Table, parts: tuple[int, ...], rows: Rows, stamps: Rows, shapes: Sequence[tuple[int, ...]]
+    ) -> tuple[Batch, tuple[int, ...]]:
+        """Do the same as `draw` with rows that were drawn before, and their stamps."""
+        assert self._core is not None
+        block, offsets, lost = self._core.take(table, parts, rows, stamps, self._pool)
+        return self._on(block, offsets, shapes), lost
+
     def _on(self, block: Any, offsets: tuple[int, ...], shapes: Sequence[tuple[int, ...]]) -> Batch:
         """Return the arrays of a block; numpy takes any exporter of a buffer."""
         key = tuple(shapes)

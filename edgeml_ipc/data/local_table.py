@@ -5,9 +5,8 @@ The same as `_rows.Table`, readably, under one lock; tests run both through the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from threading import Lock
+from threading import Event, Lock
 from typing import Any, Final
 
 import numpy as np
@@ -17,8 +16,7 @@ from edgeml_ipc.data.chunks import FIRST, LAST, TERMINAL, TRUNCATED, Ints, RowSt
 from edgeml_ipc.data.waiting import LocalChanges
 from edgeml_ipc.errors import BufferFull, ConnectionClosed
 
-_HOLD_S: Final = 0.05
-_LOOK_S: Final = 0.001
+_HOLD_S: Final = 0.05  # a writer holds back no longer
 
 
 class LocalTable:
@@ -53,7 +51,8 @@ class LocalTable:
         self._cursors: dict[bytes, tuple[int, int | None]] = {}  # what is wanted next, or, with a writer, that less its total
         self._hand = self._next_sequence = self._next_writer = 0
         self._counts = {"inserted": 0, "sampled": 0, "redrawn": 0}
-        self._held_until = 0.0
+        self._go_on = Event()  # cleared by readers that want writers to hold back
+        self._go_on.set()
         self._closed = False
 
     def close(self) -> None:
@@ -88,8 +87,8 @@ class LocalTable:
     def reserve(self, place: int, rows: int, /) -> tuple[int, int, int]:
         """See `RowTable`."""
         self._check_open()
-        while (left := self._held_until - time.monotonic()) > 0:
-            time.sleep(min(left, _LOOK_S))
+        if not self._go_on.wait(_HOLD_S):
+            self._go_on.set()  # who asked for it has not let go: it did not need it any more, or died
         with self._lock:
             me = self._writer(place)
             room = 0
@@ -192,7 +191,10 @@ class LocalTable:
 
     def hold(self, nanoseconds: int, /) -> None:
         """See `RowTable`."""
-        self._held_until = time.monotonic() + min(nanoseconds / 1e9, _HOLD_S)
+        if nanoseconds:
+            self._go_on.clear()
+        else:
+            self._go_on.set()
 
     def previous(self, row: int, stamp: int, /) -> tuple[int, int, int]:
         """See `RowTable`."""

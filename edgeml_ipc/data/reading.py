@@ -101,19 +101,29 @@ class Reader:
         """
         count = len(shares)
         if not self._compiled:
-            rows, stamps, whole = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.bool_)
-            if not self._table.draw(shares, rows, stamps):
-                return None
-            reading = self.read(rows)
-            self._table.intact(rows, stamps, whole)
-            return Drawn(reading, tuple(np.flatnonzero(~whole).tolist()))
-        shapes = [(count, self._stack) if stacked and self._stack > 1 else (count,) for *_, stacked in self._sets]
+            rows, stamps = np.empty(count, np.int64), np.empty(count, np.int64)
+            return self._taken(rows, stamps) if self._table.draw(shares, rows, stamps) else None
         table: Any = self._table
         try:
-            made = self._gather.draw(table, self._parts, shares, shapes)
+            made = self._gather.draw(table, self._parts, shares, self._shapes_of(count))
         except ValueError as error:
             raise ConnectionClosed("the buffer was closed on this side") from error
         return None if made is None else Drawn(self._reading(made[0]), made[1])
+
+    def take(self, rows: Rows, stamps: Rows) -> Drawn:
+        """Copy rows, `(batch,)`, and look whether they still stood afterwards; for a reader of one set of rows.
+
+        Raises:
+            ConnectionClosed: the buffer was closed meanwhile.
+        """
+        if not self._compiled:
+            return self._taken(rows, stamps)
+        table: Any = self._table
+        try:
+            batch, lost = self._gather.take(table, self._parts, rows, stamps, self._shapes_of(len(rows)))
+        except ValueError as error:
+            raise ConnectionClosed("the buffer was closed on this side") from error
+        return Drawn(self._reading(batch), lost)
 
     def read(self, rows: Rows | Sequence[Rows]) -> Reading:
         """Copy fields of rows into a new batch.
@@ -151,6 +161,17 @@ class Reader:
     def stats(self) -> dict[str, int]:
         """Return counters of the memory of batches: blocks allocated, reused, and idle now."""
         return self._gather.stats()
+
+    def _taken(self, rows: Rows, stamps: Rows) -> Drawn:
+        whole = np.empty(len(rows), np.bool_)
+        reading = self.read(rows)
+        self._table.intact(rows, stamps, whole)
+        return Drawn(reading, tuple(np.flatnonzero(~whole).tolist()))
+
+    def _shapes_of(self, count: int) -> list[tuple[int, ...]]:
+        if self._stack == 1:
+            return [(count,)] * len(self._sets)
+        return [(count, self._stack) if stacked else (count,) for *_, stacked in self._sets]
 
     def _reading(self, batch: Batch) -> Reading:
         if not self._turns:

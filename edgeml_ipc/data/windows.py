@@ -186,8 +186,13 @@ class Windows:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         forced = None if force_indices is None else self._checked(force_indices, batch_size)
         drawn = self._draw(config, batch_size, forced)
-        reading = config.reader.read(drawn.rows(config))
-        redrawn = self._redraw(config, reading, drawn, forced)
+        if config.one_row:
+            reading, lost = config.reader.take(drawn.anchors.rows, drawn.anchors.stamps)
+            places = np.array(lost, np.int64)
+        else:
+            reading = config.reader.read(drawn.rows(config))
+            places = (~drawn.intact(config)).nonzero()[0]
+        redrawn = self._redraw(config, reading, drawn, forced, places) if len(places) else 0
         self._table.tally(batch_size, redrawn)
         data, mask = _handed_out(config, reading, drawn)
         return (data, mask) if config.transform is None else config.transform(data, mask)
@@ -303,9 +308,8 @@ class Windows:
         rows = view.steps.rows()
         return self._table.intact(rows, view.steps.stamps(rows), np.empty(len(rows), np.bool_)) == 0
 
-    def _redraw(self, config: SampleConfig, reading: Reading, drawn: _Drawn, forced: Rows | None) -> int:
-        """Replace windows of which a row was overwritten meanwhile, until there are none; return how many those were."""
-        places = (~drawn.intact(config)).nonzero()[0]
+    def _redraw(self, config: SampleConfig, reading: Reading, drawn: _Drawn, forced: Rows | None, places: Rows) -> int:
+        """Replace the windows at `places`, of which a row was overwritten meanwhile; return how many had to be drawn."""
         redrawn = 0
         with Patience(self._table) as patience:
             for _ in patience:
