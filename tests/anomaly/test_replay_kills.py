@@ -232,6 +232,8 @@ def test_a_learner_that_is_started_again_finds_all(crew: Crew, name: str) -> Non
         "occupancy": 64,
         "capacity": 64,
         "writers": 0,
+        "priorities_updated": 0,
+        "priorities_stale": 0,
     }
     assert buffer.latest_data_id() == 99
     batch = buffer.sample(500, about=True)
