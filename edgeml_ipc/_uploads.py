@@ -111,9 +111,10 @@ class Uploader:
                     self._send_batch(deadline)
                 except TimeoutError as error:
                     remaining = deadline.remaining()
-                    if waited is None or remaining is None or remaining > _LAST_SECONDS:
+                    reason = self._waits or waited
+                    if reason is None or remaining is None or remaining > _LAST_SECONDS:
                         raise
-                    raise TimeoutError(f"{self._unsent(target)}: {waited}") from error  # the late answer is not why
+                    raise TimeoutError(f"{self._unsent(target)}: {reason}") from error  # the late answer is not why
         except EdgeMLError:
             self._learner_store = None
             raise

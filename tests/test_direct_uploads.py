@@ -15,6 +15,7 @@ import pytest
 from edgeml_ipc import _attachments, _direct, _uploads, trainer
 from edgeml_ipc._deadline import Deadline
 from edgeml_ipc.data import DataShape, QueuedDataStore, ReplayBuffer, SequenceSampler
+from edgeml_ipc.data.limiter import RateLimiter
 from edgeml_ipc.data.writer import Writer
 from edgeml_ipc.errors import EdgeMLError, RemoteError, SegmentError, TimeoutError
 from edgeml_ipc.trainer import TrainerClient, TrainerConfig, TrainerServer
@@ -261,6 +262,52 @@ def test_why_a_store_takes_no_more_is_told_also_if_its_last_answer_is_late(
         assert "no reply to 'upload'" in str(caught.value.__cause__)
         assert actor.update().sent == 5
     assert tokens(learner.seen) == stored(learner.buffer) == list(range(5))
+
+
+def test_the_rate_of_a_buffer_holds_up_its_uploads_and_not_the_server(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait, refused, enough = RateLimiter.await_insert, [0], threading.Event()
+
+    def counted(limiter: RateLimiter, rows: int, timeout: float) -> None:
+        assert timeout == 0.0, "this would hold up the server, or the client past its deadline"
+        try:
+            wait(limiter, rows, timeout)
+        except TimeoutError:
+            refused[0] += 1
+            raise
+
+    class UntilRefused(Deadline):
+        def remaining(self) -> float:
+            return 20.0 if refused[0] < 2 else 0.0
+
+    def learn(buffer: ReplayBuffer) -> None:
+        while not enough.is_set():
+            with contextlib.suppress(TimeoutError):
+                buffer.sample(10, timeout=0.01)
+
+    monkeypatch.setattr(RateLimiter, "await_insert", counted)
+    with make(samples_per_insert=1.0, slack_samples=50, seed=0) as buffer:
+        learner, queue = Learner(address, buffer), QueuedDataStore(1000)
+        with learner.actor("actor", queue) as actor:
+            fill(queue, 1, 0, 200)
+            with monkeypatch.context() as patched:
+                patched.setattr(trainer, "Deadline", UntilRefused)
+                wanted = "items 50 to 199 are not yet sent: cannot insert 50 rows: .* for the learner to sample"
+                with pytest.raises(TimeoutError, match=wanted):
+                    actor.update()
+            assert tokens(learner.seen) == list(range(50))
+            learning = threading.Thread(target=learn, args=(buffer,))
+            learning.start()
+            try:
+                assert actor.update().sent == 200
+            finally:
+                enough.set()
+                learning.join()
+            near = is_direct(actor)
+        assert near == (actor.transport == "shm")
+        assert tokens(learner.seen) == stored(buffer) == list(range(200))
+        assert (learner.counters()["inserted"], learner.counters()["direct"]) == (200, 200 if near else 0)
+        assert buffer.stats()["granted_inserts"] == 200
+        learner.server.stop()
 
 
 def test_links_cut_under_uploads(learner: Learner) -> None:
