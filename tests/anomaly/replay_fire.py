@@ -168,8 +168,11 @@ def verify_windows(data: dict[str, Any], mask: dict[str, Any], sample_range: tup
     required = (offsets >= min(sample_range[0], 0)) & (offsets < max(sample_range[1], 1))
     wrong |= required & ~there
     edges = np.abs(np.diff(there.astype(np.int8), axis=1, prepend=0, append=0)).sum(axis=1)
-    bad = wrong.any(axis=1) | (edges != 2)
-    return int(torn.sum()), int((bad & ~torn).sum()), int((~there).sum())
+    bad = (wrong.any(axis=1) | (edges != 2)) & ~torn
+    for window in np.flatnonzero(bad):
+        tokens = np.where(there[window][:, None], data["token"][window], -1)
+        print(f"wrong: anchor {anchor[window]}, window {tokens.tolist()}, required {sample_range}", file=sys.stderr)
+    return int(torn.sum()), int(bad.sum()), int((~there).sum())
 
 
 def cells(array: Any) -> Any:
