@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 from edgeml_ipc._attachments import attach
@@ -77,7 +78,8 @@ def direct_writes(offer: Mapping[str, Any], names: Mapping[str, Any], place: str
         face = _FACES.get(str(offer["face"]))
         if face is None:
             raise SegmentError(f"the buffer is a {offer['face']!r}, which is not known here")
-        buffer: SharedBuffer = attach(offer, face.attach)
+        # It never waits for a rate limiter itself: how long there is time is for each update to say.
+        buffer: SharedBuffer = attach(offer, partial(face.attach, flow_timeout=0.0))
         try:
             return Direct(buffer, names, place)
         except BaseException:

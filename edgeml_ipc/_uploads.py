@@ -105,8 +105,16 @@ class Uploader:
                     syncs += 1
                 if self.next_id > target:
                     break
+                waited = self._waits
                 self._pause(deadline, target)
-                self._send_batch(deadline)
+                try:
+                    self._send_batch(deadline)
+                except TimeoutError as error:
+                    remaining = deadline.remaining()
+                    reason = self._waits or waited
+                    if reason is None or remaining is None or remaining > _LAST_SECONDS:
+                        raise
+                    raise TimeoutError(f"{self._unsent(target)}: {reason}") from error  # the late answer is not why
         except EdgeMLError:
             self._learner_store = None
             raise
@@ -114,12 +122,15 @@ class Uploader:
     def _pause(self, deadline: Deadline, target: int) -> None:
         """Wait a little if the store took no more; raise `TimeoutError` if there is no time to go on."""
         remaining = deadline.remaining()
-        unsent = f"{self._client.address}: items {self.next_id} to {target} are not yet sent"
         if remaining is not None and remaining <= (0 if self._waits is None else _LAST_SECONDS):
+            unsent = self._unsent(target)
             raise TimeoutError(unsent if self._waits is None else f"{unsent}: {self._waits}")
         if self._waits is not None:
             Event().wait(_PAUSE_SECONDS)
             self._waits = None
+
+    def _unsent(self, target: int) -> str:
+        return f"{self._client.address}: items {self.next_id} to {target} are not yet sent"
 
     def _call(self, method: str, payload: dict[str, Any], deadline: Deadline) -> Any:
         remaining = deadline.remaining()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,8 +12,10 @@ import gymnasium
 import numpy as np
 import pytest
 
-from edgeml_ipc import _attachments, _direct, _uploads
+from edgeml_ipc import _attachments, _direct, _uploads, trainer
+from edgeml_ipc._deadline import Deadline
 from edgeml_ipc.data import DataShape, QueuedDataStore, ReplayBuffer, SequenceSampler
+from edgeml_ipc.data.limiter import RateLimiter
 from edgeml_ipc.data.writer import Writer
 from edgeml_ipc.errors import EdgeMLError, RemoteError, SegmentError, TimeoutError
 from edgeml_ipc.trainer import TrainerClient, TrainerConfig, TrainerServer
@@ -197,26 +200,114 @@ def test_a_callback_that_raises_is_told_and_loses_nothing(learner: Learner) -> N
 
 
 def test_a_rate_limiter_is_waited_for(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    insert, allowed = Writer.batch_insert, [0]
+    insert, allowed, refused = Writer.batch_insert, [0], [0]
 
     def limited(writer: Writer, batch: Any) -> None:
         if not allowed[0]:
+            refused[0] += 1
             raise TimeoutError("the learner must sample more")
         allowed[0] -= 1
         insert(writer, batch)
 
+    class UntilRefused(Deadline):
+        """Over when the limiter has refused twice, however long the machine takes for that."""
+
+        def remaining(self) -> float:
+            return 20.0 if refused[0] < 2 else 0.0
+
     monkeypatch.setattr(Writer, "batch_insert", limited)
+    monkeypatch.setattr(trainer, "Deadline", UntilRefused)
     queue = QueuedDataStore(5000)
     with learner.actor("actor", queue) as actor:
         fill(queue, 1, 0, 1500)
         with pytest.raises(TimeoutError, match="items 0 to 1499 are not yet sent: the learner must sample more"):
-            actor.update(0.5)
-        allowed[0] = 1
-        with pytest.raises(TimeoutError, match="items 1024 to 1499 are not yet sent"):
-            actor.update(0.5)
-        allowed[0] = 1
+            actor.update()
+        allowed[0], refused[0] = 1, 0
+        with pytest.raises(TimeoutError, match="items 1024 to 1499 are not yet sent: the learner must sample more"):
+            actor.update()
+        allowed[0], refused[0] = 1, 0
         assert actor.update().sent == 1500
     assert tokens(learner.seen) == stored(learner.buffer) == list(range(1500))
+
+
+def test_why_a_store_takes_no_more_is_told_also_if_its_last_answer_is_late(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_uploads, "direct_writes", lambda *_: None)
+    insert, refused, go_on = Writer.batch_insert, threading.Event(), threading.Event()
+    left = iter([0.1, 0.1])  # after the refusal: for the pause, for the call that is not answered
+
+    def limited(writer: Writer, batch: Any) -> None:
+        if not refused.is_set():
+            refused.set()
+            raise TimeoutError("the learner must sample more")
+        assert go_on.wait(60)
+        insert(writer, batch)
+
+    class Scripted(Deadline):
+        def remaining(self) -> float:
+            return next(left, 0.0) if refused.is_set() else 20.0
+
+    monkeypatch.setattr(Writer, "batch_insert", limited)
+    queue = QueuedDataStore(100)
+    fill(queue, 1, 0, 5)
+    with learner.actor("actor", queue) as actor:
+        try:
+            with monkeypatch.context() as patched:
+                patched.setattr(trainer, "Deadline", Scripted)
+                with pytest.raises(TimeoutError, match="items 0 to 4 are not yet sent: the learner must sample more") as caught:
+                    actor.update()
+        finally:
+            go_on.set()
+        assert "no reply to 'upload'" in str(caught.value.__cause__)
+        assert actor.update().sent == 5
+    assert tokens(learner.seen) == stored(learner.buffer) == list(range(5))
+
+
+def test_the_rate_of_a_buffer_holds_up_its_uploads_and_not_the_server(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait, refused, enough = RateLimiter.await_insert, [0], threading.Event()
+
+    def counted(limiter: RateLimiter, rows: int, timeout: float) -> None:
+        assert timeout == 0.0, "this would hold up the server, or the client past its deadline"
+        try:
+            wait(limiter, rows, timeout)
+        except TimeoutError:
+            refused[0] += 1
+            raise
+
+    class UntilRefused(Deadline):
+        def remaining(self) -> float:
+            return 20.0 if refused[0] < 2 else 0.0
+
+    def learn(buffer: ReplayBuffer) -> None:
+        while not enough.is_set():
+            with contextlib.suppress(TimeoutError):
+                buffer.sample(10, timeout=0.01)
+
+    monkeypatch.setattr(RateLimiter, "await_insert", counted)
+    with make(samples_per_insert=1.0, slack_samples=50, seed=0) as buffer:
+        learner, queue = Learner(address, buffer), QueuedDataStore(1000)
+        with learner.actor("actor", queue) as actor:
+            fill(queue, 1, 0, 200)
+            with monkeypatch.context() as patched:
+                patched.setattr(trainer, "Deadline", UntilRefused)
+                wanted = "items 50 to 199 are not yet sent: cannot insert 50 rows: .* for the learner to sample"
+                with pytest.raises(TimeoutError, match=wanted):
+                    actor.update()
+            assert tokens(learner.seen) == list(range(50))
+            learning = threading.Thread(target=learn, args=(buffer,))
+            learning.start()
+            try:
+                assert actor.update().sent == 200
+            finally:
+                enough.set()
+                learning.join()
+            near = is_direct(actor)
+        assert near == (actor.transport == "shm")
+        assert tokens(learner.seen) == stored(buffer) == list(range(200))
+        assert (learner.counters()["inserted"], learner.counters()["direct"]) == (200, 200 if near else 0)
+        assert buffer.stats()["granted_inserts"] == 200
+        learner.server.stop()
 
 
 def test_links_cut_under_uploads(learner: Learner) -> None:

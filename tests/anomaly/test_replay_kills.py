@@ -1,6 +1,8 @@
 """A replay buffer under fire: processes write and read one that is so small that everything is overwritten all the time.
 
-EDGEML_IPC_FIRE_SECONDS (3) and EDGEML_IPC_FIRE_KILLS (30) say how long and how often.
+EDGEML_IPC_FIRE_SECONDS (3) and EDGEML_IPC_FIRE_KILLS (30) say for how long at least, and how often; -s shows what was counted:
+
+    EDGEML_IPC_FIRE_SECONDS=60 EDGEML_IPC_FIRE_KILLS=100 make test ARGS="-s tests/anomaly/test_replay_kills.py"
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,21 @@ import pytest
 
 from edgeml_ipc.data import ReplayBuffer
 from tests.anomaly import replay_fire
-from tests.anomaly.replay_fire import PAGE_BYTES, ROWS, STOP, TORN, WRITER, WRONG, numbers_at, verify
+from tests.anomaly.replay_fire import (
+    MASKED,
+    PAGE_BYTES,
+    RANGES,
+    ROWS,
+    STOP,
+    TORN,
+    TORN_WINDOWS,
+    WINDOWS,
+    WRITER,
+    WRONG,
+    numbers_at,
+    verify,
+    verify_windows,
+)
 from tests.conftest import eventually
 
 SECONDS = float(os.environ.get("EDGEML_IPC_FIRE_SECONDS", "3"))
@@ -100,60 +117,99 @@ def name() -> Iterator[str]:
     ReplayBuffer.remove(made)
 
 
-def result(crew: Crew, places: range) -> dict[str, int]:
-    return {key: sum(crew.noted(place, what) for place in places) for key, what in [("torn", TORN), ("wrong", WRONG)]}
+READER_PLACES = range(WRITERS, WRITERS + READERS)
+COUNTED = {"rows": ROWS, "windows": WINDOWS, "masked": MASKED, "torn": TORN, "torn_windows": TORN_WINDOWS, "wrong": WRONG}
+NOTHING_WRONG = {"torn": 0, "torn_windows": 0, "wrong": 0}
+
+
+def counted(crew: Crew) -> dict[str, int]:
+    """Return what all readers noted."""
+    return {key: sum(crew.noted(place, what) for place in READER_PLACES) for key, what in COUNTED.items()}
+
+
+def faults(crew: Crew) -> dict[str, int]:
+    return {key: value for key, value in counted(crew).items() if key in NOTHING_WRONG}
+
+
+def bear_all(crew: Crew, name: str, *readers: str) -> None:
+    for place in range(WRITERS):
+        crew.bear("write", name, place)
+    for place, reader in zip(READER_PLACES, readers, strict=True):
+        crew.bear(reader, name, place)
 
 
 @pytest.mark.timeout(TIMEOUT)
-@pytest.mark.parametrize(("capacity", "chunk_rows"), [(96, 5), (40, 2)])
-def test_no_sampled_row_is_torn(capacity: int, chunk_rows: int, crew: Crew, name: str) -> None:
-    buffer = replay_fire.make(name, capacity, chunk_rows)
-    readers = range(WRITERS, WRITERS + READERS)
-    for place in range(WRITERS):
-        crew.bear("write", name, place)
-    for place in readers:
-        crew.bear("read", name, place)
+@pytest.mark.parametrize(
+    ("reader", "capacity", "chunk_rows", "stack"),
+    [("read_rows", 96, 5, 1), ("read_rows", 40, 2, 4), ("read_windows", 600, 5, 1), ("read_windows", 1000, 8, 4)],
+)
+def test_nothing_that_is_sampled_is_torn(
+    reader: str, capacity: int, chunk_rows: int, stack: int, crew: Crew, name: str
+) -> None:
+    buffer = replay_fire.make(name, capacity, chunk_rows, stack)
+    bear_all(crew, name, reader, reader)
     threading.Event().wait(SECONDS)
     crew.stop()
-    stats, checked = buffer.stats(), sum(crew.noted(place, ROWS) for place in readers)
-    print(f"\n{checked} rows checked: {stats}")
-    assert result(crew, readers) == {"torn": 0, "wrong": 0}
-    assert checked > 1000
-    assert stats["inserted"] > 20 * capacity
+    stats, checked = buffer.stats(), counted(crew)
+    print(f"\n{SECONDS:g} s: {checked}, {stats}")
+    assert faults(crew) == NOTHING_WRONG
+    if reader == "read_rows":
+        assert checked["rows"] > 1000
+        assert stats["inserted"] > 20 * capacity
+    else:
+        assert checked["windows"] > 100
+        assert checked["masked"] > 100
+        assert stats["inserted"] > 5 * capacity
     assert stats["redrawn"] > 0, "nothing was overwritten while it was read: this test shows nothing"
     assert stats["writers"] == 0
-    assert stats["sampled"] == checked
+    assert stats["sampled"] == checked["rows"] + checked["windows"]
     buffer.close()
 
 
 @pytest.mark.timeout(TIMEOUT)
-def test_no_sampled_row_is_torn_while_writers_are_killed_and_replaced(crew: Crew, name: str) -> None:
+@pytest.mark.parametrize("stack", [1, 4])
+def test_readers_that_do_not_look_again_are_caught(stack: int, crew: Crew, name: str) -> None:
+    """Without the redraw rows and windows are torn, and the checks above notice it."""
+    buffer = replay_fire.make(name, 96, 5, stack)
+    bear_all(crew, name, "trust_rows", "trust_windows")
+    eventually(lambda: faults(crew)["torn"] > 0 and faults(crew)["torn_windows"] > 0, 60)
+    crew.stop()
+    print(f"\nwithout the redraw: {counted(crew)}")
+    assert buffer.stats()["redrawn"] == 0
+    buffer.close()
+
+
+@pytest.mark.timeout(TIMEOUT)
+@pytest.mark.parametrize(("reader", "capacity", "stack"), [("read_rows", 120, 1), ("read_windows", 1000, 4)])
+def test_nothing_that_is_sampled_is_torn_while_writers_are_killed_and_replaced(
+    reader: str, capacity: int, stack: int, crew: Crew, name: str
+) -> None:
     seed = random.SystemRandom().randrange(10**6)
     rng = random.Random(seed)
-    buffer = replay_fire.make(name, 120, 5)
-    readers = range(WRITERS, WRITERS + READERS)
-    for place in range(WRITERS):
-        crew.bear("write", name, place)
-    for place in readers:
-        crew.bear("read", name, place)
-    inserted = 0
-    for kill in range(KILLS):
-        place = kill % WRITERS
+    buffer = replay_fire.make(name, capacity, 5, stack)
+    bear_all(crew, name, "read_rows", reader)
+    inserted = kills = 0
+    end = time.monotonic() + SECONDS
+    while kills < KILLS or time.monotonic() < end:
+        place = kills % WRITERS
         lethal = rng.randrange(1, 400)
         eventually(lambda place=place, lethal=lethal: crew.noted(place, ROWS) >= lethal, 30)  # type: ignore[misc]
         crew.kill(place)
+        kills += 1
         now = buffer.stats()["inserted"]
-        assert now >= inserted, f"seed {seed}, kill {kill}: a counter went back"
+        assert now >= inserted, f"seed {seed}, kill {kills}: a counter went back"
         inserted = now
         crew.bear("write", name, place)
     eventually(lambda: all(crew.noted(place, ROWS) > 50 for place in range(WRITERS)), 30)
     crew.stop()
-    stats = buffer.stats()
-    print(f"\n{KILLS} kills, seed {seed}: {stats}")
-    assert result(crew, readers) == {"torn": 0, "wrong": 0}, f"seed {seed}"
+    stats, checked = buffer.stats(), counted(crew)
+    print(f"\n{kills} kills, seed {seed}: {checked}, {stats}")
+    assert faults(crew) == NOTHING_WRONG, f"seed {seed}"
     buffer.recover()
     assert buffer.stats()["writers"] == 0
     assert verify(buffer.sample(2000, about=True)) == (0, 0)
+    replay_fire.register(buffer)
+    assert verify_windows(*buffer.sample("around", 500), RANGES["around"])[:2] == (0, 0)
     buffer.close()
 
 
@@ -215,15 +271,7 @@ def test_a_learner_that_is_started_again_finds_all(crew: Crew, name: str) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60)
     assert done.returncode == -signal.SIGKILL
-    buffer = ReplayBuffer(
-        replay_fire.OBSERVATIONS,
-        replay_fire.ACTIONS,
-        64,
-        name=name,
-        extra_columns=replay_fire.EXTRA,
-        chunk_rows=4,
-        reattach=True,
-    )
+    buffer = replay_fire.make(name, 64, 4, reattach=True)
     assert buffer.stats() == {
         "inserted": 100,
         "evicted": 36,
@@ -232,6 +280,8 @@ def test_a_learner_that_is_started_again_finds_all(crew: Crew, name: str) -> Non
         "occupancy": 64,
         "capacity": 64,
         "writers": 0,
+        "priorities_updated": 0,
+        "priorities_stale": 0,
     }
     assert buffer.latest_data_id() == 99
     batch = buffer.sample(500, about=True)
