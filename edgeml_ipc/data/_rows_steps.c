@@ -140,13 +140,19 @@ static PyObject *steps_reach(Steps *self, PyObject *const *args, Py_ssize_t give
     return answer(&a, fits, fits ? erb_steps_reach(&self->steps, a.numbers[0], a.sizes[0], begin, end, a.numbers[1], (uint8_t *)a.numbers[2]) : 0);
 }
 
-/* intact(anchors, rows, out) */
+/* intact(anchors, rows, first, last, out) */
 static PyObject *steps_intact(Steps *self, PyObject *const *args, Py_ssize_t given) {
     Arrays a;
-    if (!check_count(given, 3) || take(self, &a, args, 3, 2, true) < 0) return NULL;
+    if (!check_count(given, 5)) return NULL;
+    long long first = PyLong_AsLongLong(args[2]), last = PyErr_Occurred() ? 0 : PyLong_AsLongLong(args[3]);
+    if (PyErr_Occurred()) return NULL;
+    PyObject *const arrays[] = {args[0], args[1], args[4]};
+    if (take(self, &a, arrays, 3, 2, true) < 0) return NULL;
     size_t n = a.sizes[0];
-    bool fits = a.sizes[2] == n && (n ? a.sizes[1] % n == 0 : !a.sizes[1]);
-    int status = fits && n ? erb_steps_intact(&self->steps, a.numbers[0], a.numbers[1], n, a.sizes[1] / n, (uint8_t *)a.numbers[2]) : ERB_OK;
+    bool fits = a.sizes[2] == n && (n ? a.sizes[1] % n == 0 : !a.sizes[1]) && first <= 0 && last >= 0 && first > INT32_MIN && last < INT32_MAX;
+    int status = ERB_OK;
+    if (fits && n)
+        status = erb_steps_intact(&self->steps, a.numbers[0], a.numbers[1], n, a.sizes[1] / n, first, last, (uint8_t *)a.numbers[2]);
     return answer(&a, fits, status);
 }
 

@@ -268,9 +268,10 @@ int erb_steps_draw(const erb_steps *steps, const double *shares, size_t n, int64
                    size_t *found);
 /* The rows [anchor + begin, anchor + end) of each anchor's episode, `end - begin` for each; -1 where it has none. */
 int erb_steps_reach(const erb_steps *steps, const int64_t *anchors, size_t n, int64_t begin, int64_t end, int64_t *rows, uint8_t *mask);
-/* Clear in `out` the elements whose anchor was overwritten, or of whose `size` rows one was or is not of the anchor's episode; -1 counts
- * for nothing. */
-int erb_steps_intact(const erb_steps *steps, const int64_t *anchors, const int64_t *rows, size_t n, size_t size, uint8_t *out);
+/* Clear in `out` the elements of which a row of [anchor + first, anchor + last] was overwritten, the anchor's own among them, or one of their
+ * `size` rows, or of which one of these is not of the anchor's episode; -1 counts for nothing. */
+int erb_steps_intact(const erb_steps *steps, const int64_t *anchors, const int64_t *rows, size_t n, size_t size, int64_t first, int64_t last,
+                     uint8_t *out);
 
 /* ---- rows_append.c --------------------------------------------------------------------------------------------------- */
 

@@ -9,8 +9,9 @@
  *   position    3 4 5 0 1 2 3 ...                 |  a row and the k-th after it are of one episode if position rises by k
  *
  * Rows may be overwritten while this is read. What was read of a row that still stands afterwards was right, so whoever uses rows
- * asks erb_steps_intact after the copy, of the anchor and of every row that it copied: they stand, and their positions are as far
- * apart as their ranks. Nothing here writes to shared memory.
+ * asks erb_steps_intact after the copy, of every row that it copied and of all that had to be there: they stand, and their positions
+ * are as far apart as their ranks. (A row that had to be there when its window was drawn can be gone when the window is picked, and
+ * would be masked.) Nothing here writes to shared memory.
  */
 #include "rows.h"
 
@@ -264,27 +265,45 @@ int erb_steps_reach(const erb_steps *s, const int64_t *anchors, size_t n, int64_
 
 /* ---- afterwards ------------------------------------------------------------------------------------------------------ */
 
-int erb_steps_intact(const erb_steps *s, const int64_t *anchors, const int64_t *rows, size_t n, size_t size, uint8_t *out) {
-    const erb_table *t = s->table;
-    const uint64_t stride = (uint64_t)1 << t->stride_bits;
+static uint64_t reserved_of(const erb_steps *s, const run *r) {
+    return atomic_load_explicit(&s->table->chunks[(uint64_t)r->row / s->table->chunk_rows].reserved, memory_order_relaxed);
+}
+
+static bool stands(const erb_steps *s, const run *r, int64_t row, uint64_t reserved) {
+    return reserved <= (uint64_t)(r->stamp + row - r->row) + ((uint64_t)1 << s->table->stride_bits);
+}
+
+/* Whether all rows from the `first` to the `last` after a row stand. Of a run the first one goes first. */
+static bool window_stands(const erb_steps *s, const run *r, int64_t row, int64_t first, int64_t last) {
+    int64_t left = last - first + 1;
+    if (!(r = go(s, r, &row, first))) return false;
+    for (;;) {
+        if (!stands(s, r, row, reserved_of(s, r))) return false;
+        left -= r->row + r->count - row;
+        if (left <= 0) return true;
+        if (r->next == NONE) return false;
+        r = &s->runs[r->next];
+        row = r->row;
+    }
+}
+
+int erb_steps_intact(const erb_steps *s, const int64_t *anchors, const int64_t *rows, size_t n, size_t size, int64_t first, int64_t last,
+                     uint8_t *out) {
+    const int32_t *positions = s->table->position;
     atomic_thread_fence(memory_order_acquire); /* the rows were copied before; if what was copied is new, so is `reserved` */
-    const run *r;
-    uint64_t reserved; /* of the chunk of `r` */
     for (size_t i = 0; i < n; i++, rows += size) {
-        const run *of_anchor = run_of(s, anchors[i]);
-        if (!of_anchor) return ERB_DAMAGED;
-        int64_t first = t->position[anchors[i]] - rank_of(of_anchor, anchors[i]);
-        reserved = atomic_load_explicit(&t->chunks[(uint64_t)anchors[i] / t->chunk_rows].reserved, memory_order_relaxed);
-        out[i] &= reserved <= (uint64_t)(of_anchor->stamp + anchors[i] - of_anchor->row) + stride;
-        r = of_anchor;
+        const run *r = run_of(s, anchors[i]);
+        if (!r) return ERB_DAMAGED;
+        int64_t begins = positions[anchors[i]] - rank_of(r, anchors[i]);
+        uint64_t reserved = reserved_of(s, r);
+        out[i] &= window_stands(s, r, anchors[i], first, last);
         for (size_t k = 0; k < size; k++) {
             if (rows[k] == NONE) continue;
             if (!in_run(r, rows[k])) {
                 if (!(r = run_of(s, rows[k]))) return ERB_DAMAGED;
-                reserved = atomic_load_explicit(&t->chunks[(uint64_t)r->row / t->chunk_rows].reserved, memory_order_relaxed);
+                reserved = reserved_of(s, r);
             }
-            bool stands = reserved <= (uint64_t)(r->stamp + rows[k] - r->row) + stride;
-            out[i] &= stands && t->position[rows[k]] - rank_of(r, rows[k]) == first;
+            out[i] &= stands(s, r, rows[k], reserved) && positions[rows[k]] - rank_of(r, rows[k]) == begins;
         }
     }
     return ERB_OK;

@@ -153,11 +153,13 @@ class HeldSteps(ABC):
         """Tell which of any rows of the buffer are held."""
 
     @abstractmethod
-    def intact(self, anchors: Rows, rows: Rows) -> Mask:
+    def intact(self, anchors: Rows, rows: Rows, first: int = 0, last: int = 0) -> Mask:
         """Tell, after rows were copied, for which anchors all copies are whole, and of the anchor's episode.
 
         Args:
             rows: `(batch, ...)`, -1 where nothing was copied. All must be held.
+            first, last: the steps from `anchor + first` to `anchor + last` had to be there, and must still stand: else one may
+                have gone before its row was picked, and be masked.
         """
 
     @abstractmethod
@@ -211,10 +213,10 @@ class TableSteps(HeldSteps):
         self._compiled.reach(anchors, begin, end, rows, mask)
         return rows, mask
 
-    def intact(self, anchors: Rows, rows: Rows) -> Mask:
+    def intact(self, anchors: Rows, rows: Rows, first: int = 0, last: int = 0) -> Mask:
         """See `HeldSteps`."""
         whole = np.ones(len(anchors), np.bool_)
-        self._compiled.intact(anchors, np.ascontiguousarray(rows), whole)
+        self._compiled.intact(anchors, np.ascontiguousarray(rows), first, last, whole)
         return whole
 
     def predecessors(self) -> Ints:
@@ -302,10 +304,11 @@ class ChunkSteps(HeldSteps):
         """See `draws.Steps`."""
         return window(self, anchors, begin, end)
 
-    def intact(self, anchors: Rows, rows: Rows) -> Mask:
+    def intact(self, anchors: Rows, rows: Rows, first: int = 0, last: int = 0) -> Mask:
         """See `HeldSteps`."""
         cells = rows.reshape(len(anchors), -1)
         cells = np.where(cells >= 0, cells, anchors[:, None])
+        cells = np.concatenate([cells, self.shift(anchors[:, None], np.arange(first, last + 1))], axis=1)
         whole = np.empty(cells.size, np.bool_)
         self._table.intact(cells.ravel(), self.stamps(cells).ravel(), whole)
         apart = self.order(cells) - self.order(anchors)[:, None]

@@ -79,8 +79,9 @@ class _Drawn:
         picks: of each sampler; empty where all fields are the anchors' own rows. Samplers that choose the same rows share them.
     """
 
-    def __init__(self, config: SampleConfig, view: View, anchors: Anchors) -> None:
-        self._view, self.anchors = view, anchors
+    def __init__(self, config: SampleConfig, view: View, anchors: Anchors, required: tuple[int, int]) -> None:
+        """Pick the rows. `required`: the first and the last step, from each anchor, that had to be there."""
+        self._view, self.anchors, self._required = view, anchors, required
         self.picks: list[list[Pick]] = []
         if config.one_row:
             return
@@ -102,7 +103,7 @@ class _Drawn:
         if config.one_row:
             self._view.table.intact(self.anchors.rows, self.anchors.stamps, whole)
             return whole
-        first, *others = (self._view.steps.intact(self.anchors.rows, rows) for rows in self.rows(config))
+        first, *others = (self._view.steps.intact(self.anchors.rows, rows, *self._required) for rows in self.rows(config))
         for other in others:
             first &= other
         return first
@@ -292,11 +293,10 @@ class Windows:
                 if forced is not None and not view.steps.holds(forced).all():
                     continue  # as above
                 try:
-                    if forced is None:
-                        anchors = config.source.draw(view, config.rng, count, config.windowing)
-                    else:
-                        anchors = config.source.given(view, forced.copy())
-                    return _Drawn(config, view, anchors)
+                    if forced is not None:
+                        return _Drawn(config, view, config.source.given(view, forced.copy()), (0, 0))
+                    anchors = config.source.draw(view, config.rng, count, config.windowing)
+                    return _Drawn(config, view, anchors, config.windowing.required())
                 except BufferEmpty:
                     refused += 1
                     if refused == _REFUSALS or self._all_stand(view):
