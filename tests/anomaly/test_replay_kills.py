@@ -141,7 +141,7 @@ def bear_all(crew: Crew, name: str, *readers: str) -> None:
 @pytest.mark.timeout(TIMEOUT)
 @pytest.mark.parametrize(
     ("reader", "capacity", "chunk_rows", "stack"),
-    [("read_rows", 96, 5, 1), ("read_rows", 40, 2, 4), ("read_windows", 600, 5, 1), ("read_windows", 1000, 8, 4)],
+    [("read_rows", 96, 5, 1), ("read_rows", 40, 2, 4), ("read_windows", 96, 5, 1), ("read_windows", 160, 8, 4)],
 )
 def test_nothing_that_is_sampled_is_torn(
     reader: str, capacity: int, chunk_rows: int, stack: int, crew: Crew, name: str
@@ -159,7 +159,7 @@ def test_nothing_that_is_sampled_is_torn(
     else:
         assert checked["windows"] > 100
         assert checked["masked"] > 100
-        assert stats["inserted"] > 5 * capacity
+        assert stats["inserted"] > 20 * capacity
     assert stats["redrawn"] > 0, "nothing was overwritten while it was read: this test shows nothing"
     assert stats["writers"] == 0
     assert stats["sampled"] == checked["rows"] + checked["windows"]
@@ -180,7 +180,7 @@ def test_readers_that_do_not_look_again_are_caught(stack: int, crew: Crew, name:
 
 
 @pytest.mark.timeout(TIMEOUT)
-@pytest.mark.parametrize(("reader", "capacity", "stack"), [("read_rows", 120, 1), ("read_windows", 1000, 4)])
+@pytest.mark.parametrize(("reader", "capacity", "stack"), [("read_rows", 120, 1), ("read_windows", 160, 4)])
 def test_nothing_that_is_sampled_is_torn_while_writers_are_killed_and_replaced(
     reader: str, capacity: int, stack: int, crew: Crew, name: str
 ) -> None:
