@@ -23,10 +23,54 @@ _LONGEST_HOLD_NS: Final = 50_000_000
 ABOUT_SAMPLES: Final = ("sequence", "position", "policy_version", "writer", "flags")
 
 
+class UniformRows:
+    """Draws rows, each that is held equally likely, and copies them.
+
+    Threads and processes: any thread may call. The rows of one batch are drawn in one step of the generator, which its owner
+    may use under `lock`.
+    """
+
+    def __init__(self, storage: Storage, rng: np.random.Generator, lock: Lock) -> None:
+        self._table, self._capacity = storage.table, storage.capacity
+        self._rng, self._lock = rng, lock
+
+    def copy(self, reader: Reader, count: int) -> tuple[list[Any], int]:
+        """Return an array for each field of a reader, and how many rows had to be drawn anew."""
+        drawn = self._draw(reader, count)
+        arrays = drawn.reading.arrays
+        return arrays, self._redraw(reader, arrays, drawn.lost) if drawn.lost else 0
+
+    def _redraw(self, reader: Reader, arrays: list[Any], lost: tuple[int, ...]) -> int:
+        """Replace the copies of rows that were overwritten meanwhile, until there are none; return how many those were."""
+        places, redrawn = np.array(lost), 0
+        with Patience(self._table) as patience:
+            for _ in patience:
+                redrawn += len(places)
+                again = self._draw(reader, len(places))
+                for mine, new in zip(arrays, again.reading.arrays, strict=True):
+                    mine[places] = new
+                if not again.lost:
+                    return redrawn
+                places = places[list(again.lost)]  # the others are good, whatever becomes of their rows
+        raise overtaken(self._capacity)
+
+    def _draw(self, reader: Reader, count: int) -> Drawn:
+        """Draw rows and copy them; some copies may be torn."""
+        for _ in range(ATTEMPTS):
+            with self._lock:
+                # By age, so that the batch depends on what was inserted and not on where it lies.
+                shares = self._rng.random(count)
+            drawn = reader.draw(shares)
+            if drawn is not None:
+                return drawn
+            check_not_empty(self._table.counts()[0], count, self._capacity)
+        raise BufferEmpty(f"cannot sample {count} rows: each time, the only row of {self._capacity} was being overwritten")
+
+
 class Batches:
     """Draws rows of a storage and copies them; what it hands out is never written again.
 
-    Threads and processes: any thread may call. The rows of one batch are drawn in one step of the generator.
+    Threads and processes: any thread may call.
     """
 
     def __init__(self, storage: Storage, seed: int | None) -> None:
@@ -37,19 +81,17 @@ class Batches:
         self._readers = {False: Reader(storage, data), True: Reader(storage, [*data, *about])}
         self._rng = np.random.default_rng(seed)
         self._rng_lock = Lock()
+        self._rows = UniformRows(storage, self._rng, self._rng_lock)
 
     def sample(self, batch_size: int, *, about: bool = False) -> dict[str, Any]:
         """Copy `batch_size` rows, drawn with replacement; see `ReplayBuffer.sample`."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
-        reader = self._readers[about]
-        drawn = self._draw(reader, batch_size)
-        reading = drawn.reading
-        redrawn = self._redraw(reader, drawn) if drawn.lost else 0
+        arrays, redrawn = self._rows.copy(self._readers[about], batch_size)
         self._table.tally(batch_size, redrawn)
-        tree = self._storage.columns.tree(reading.arrays[: self._data_leaves])
+        tree = self._storage.columns.tree(arrays[: self._data_leaves])
         if about:
-            tree["about"] = dict(zip(ABOUT_SAMPLES, reading.arrays[self._data_leaves :], strict=True))
+            tree["about"] = dict(zip(ABOUT_SAMPLES, arrays[self._data_leaves :], strict=True))
         return tree
 
     def generator_state(self) -> dict[str, Any]:
@@ -77,34 +119,6 @@ class Batches:
         """Return counters of the memory of batches: blocks allocated, reused, and idle now."""
         each = [reader.stats() for reader in self._readers.values()]
         return {key: sum(counters[key] for counters in each) for key in each[0]}
-
-    def _redraw(self, reader: Reader, drawn: Drawn) -> int:
-        """Replace the copies of rows that were overwritten meanwhile, until there are none; return how many those were."""
-        reading, places, redrawn = drawn.reading, np.array(drawn.lost), 0
-        with Patience(self._table) as patience:
-            for _ in patience:
-                redrawn += len(places)
-                again = self._draw(reader, len(places))
-                for mine, new in zip(reading.arrays, again.reading.arrays, strict=True):
-                    mine[places] = new
-                if not again.lost:
-                    return redrawn
-                places = places[list(again.lost)]  # the others are good, whatever becomes of their rows
-        raise overtaken(self._storage.capacity)
-
-    def _draw(self, reader: Reader, count: int) -> Drawn:
-        """Draw rows and copy them; some copies may be torn."""
-        for _ in range(ATTEMPTS):
-            with self._rng_lock:
-                # By age, so that the batch depends on what was inserted and not on where it lies.
-                shares = self._rng.random(count)
-            drawn = reader.draw(shares)
-            if drawn is not None:
-                return drawn
-            check_not_empty(self._table.counts()[0], count, self._storage.capacity)
-        raise BufferEmpty(
-            f"cannot sample {count} rows: each time, the only row of {self._storage.capacity} was being overwritten"
-        )
 
 
 class Patience:

@@ -25,7 +25,7 @@
 #include <stdint.h>
 
 #define ERB_MAGIC 0x31304c5052454c4dull /* "MLERPL01" */
-#define ERB_VERSION 2
+#define ERB_VERSION 3
 #define ERB_MAX_WRITERS 4096
 #define ERB_MAX_CURSORS 65536
 #define ERB_MAX_FRAMES 65535u /* of a chunk: a row's frame is 16 bits wide */

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeml_ipc.data.anchors import Anchors, AnchorSource, PriorityAnchors, Windowing, source_for
-from edgeml_ipc.data.batches import ATTEMPTS, Patience, check_not_empty, overtaken
+from edgeml_ipc.data.anchors import Anchors, AnchorSource, PriorityAnchors, UniformAnchors, Windowing, source_for
+from edgeml_ipc.data.batches import ATTEMPTS, Patience, UniformRows, check_not_empty, overtaken
 from edgeml_ipc.data.draws import Mask, check_window
 from edgeml_ipc.data.gather import Rows
 from edgeml_ipc.data.reading import Reader, Reading
@@ -32,6 +32,7 @@ from edgeml_ipc.data.storage import Storage
 from edgeml_ipc.errors import BufferEmpty
 
 _REFUSALS: Final = 20  # snapshots in which no window fits, where rows were overwritten while it was looked for
+_NOWHERE: Final = np.empty(0, np.int64)
 _PLAIN: Final = (LatestSampler, SequenceSampler, TrajectorySampler)  # they hand on the rows of one field
 _ANCHORS: Final = (0, ANCHOR)  # the set of rows that are the anchors, whatever the sampler
 Transform = Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
@@ -47,6 +48,7 @@ class SampleConfig:
         windowing: what must be held around an anchor.
         transform: makes (data, mask) of (data, mask); None: they stay as they are.
         source: of the anchors; `rng` draws them. `lock` is held by who uses either.
+        uniform: draws all that a batch is made of, where that is rows alone; else None.
         reader: of the stored leaves.
         shares: for each sampler, the number of the first that picks the same rows: its own, or an earlier one's.
         sets: of rows that the leaves follow: numbers of a sampler and of its pick.
@@ -60,6 +62,7 @@ class SampleConfig:
     source: AnchorSource
     rng: np.random.Generator
     lock: Lock
+    uniform: UniformRows | None
     reader: Reader
     shares: list[int]
     sets: list[tuple[int, int]]
@@ -165,18 +168,19 @@ class Windows:
             reads.append(None if type(sampler) in _PLAIN and paths == [[()]] else paths)
         if not leaves:
             raise ValueError(f"the samplers of {sorted(samplers)} read no stored field; at least one must")
+        windowing, anchors = Windowing(sample_range, self._min_length), source_for(samplers, recency, self._storage)
+        # Of its own: what other configs draw makes no difference.
+        rng = np.random.default_rng(None if self._seed is None else [self._seed, 1, *name.encode()])
+        lock = Lock()
+        rows_alone = (
+            type(anchors) is UniformAnchors
+            and windowing.is_one_row()
+            and all(type(s) is LatestSampler for s in samplers.values())
+        )
+        uniform = UniformRows(self._storage, rng, lock) if rows_alone else None
+        reader = Reader(self._storage, leaves, follows)
         self._configs[name] = SampleConfig(
-            dict(samplers),
-            Windowing((sample_range[0], sample_range[1]), self._min_length),
-            transform,
-            source_for(samplers, recency, self._storage),
-            # Of its own: what other configs draw makes no difference.
-            np.random.default_rng(None if self._seed is None else [self._seed, 1, *name.encode()]),
-            Lock(),
-            Reader(self._storage, leaves, follows),
-            shares,
-            list(sets),
-            reads,
+            dict(samplers), windowing, transform, anchors, rng, lock, uniform, reader, shares, list(sets), reads
         )
         self._resume(name, self._configs[name])
 
@@ -186,16 +190,14 @@ class Windows:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         forced = None if force_indices is None else self._checked(force_indices, batch_size)
-        drawn = self._draw(config, batch_size, forced)
-        if config.one_row:
-            reading, lost = config.reader.take(drawn.anchors.rows, drawn.anchors.stamps)
-            places = np.array(lost, np.int64)
+        if config.uniform is not None and forced is None:
+            arrays, redrawn = config.uniform.copy(config.reader, batch_size)
+            drawn = None
         else:
-            reading = config.reader.read(drawn.rows(config))
-            places = (~drawn.intact(config)).nonzero()[0]
-        redrawn = self._redraw(config, reading, drawn, forced, places) if len(places) else 0
+            drawn = self._draw(config, batch_size, forced)
+            arrays, redrawn = self._copied(config, drawn, forced)
         self._table.tally(batch_size, redrawn)
-        data, mask = _handed_out(config, reading, drawn)
+        data, mask = _handed_out(config, arrays, batch_size, drawn)
         return (data, mask) if config.transform is None else config.transform(data, mask)
 
     def update_priorities(self, name: str, indices: Any, errors: Any) -> int:
@@ -308,6 +310,16 @@ class Windows:
         rows = view.steps.rows()
         return self._table.intact(rows, view.steps.stamps(rows), np.empty(len(rows), np.bool_)) == 0
 
+    def _copied(self, config: SampleConfig, drawn: _Drawn, forced: Rows | None) -> tuple[list[Any], int]:
+        """Copy what was drawn, and draw anew what was overwritten meanwhile; return how much that was."""
+        if config.one_row:
+            reading, lost = config.reader.take(drawn.anchors.rows, drawn.anchors.stamps)
+            places = np.array(lost, np.int64) if lost else _NOWHERE
+        else:
+            reading = config.reader.read(drawn.rows(config))
+            places = (~drawn.intact(config)).nonzero()[0]
+        return reading.arrays, self._redraw(config, reading, drawn, forced, places) if len(places) else 0
+
     def _redraw(self, config: SampleConfig, reading: Reading, drawn: _Drawn, forced: Rows | None, places: Rows) -> int:
         """Replace the windows at `places`, of which a row was overwritten meanwhile; return how many had to be drawn."""
         redrawn = 0
@@ -347,28 +359,31 @@ def _shared(samplers: Mapping[str, Sampler]) -> list[int]:
     return shares
 
 
-def _handed_out(config: SampleConfig, reading: Reading, drawn: _Drawn) -> tuple[dict[str, Any], dict[str, Any]]:
+def _handed_out(
+    config: SampleConfig, arrays: list[Any], count: int, drawn: _Drawn | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     data: dict[str, Any] = {}
     mask: dict[str, Any] = {}
-    arrays = iter(reading.arrays)
-    count = len(drawn.anchors.rows)
+    each = iter(arrays)
+    whole = np.ones((len(config.samplers), count), np.bool_)  # each field's mask is its own
     for number, (field, sampler) in enumerate(config.samplers.items()):
         reads, is_own = config.reads[number], config.shares[number] == number
-        if reads is None:  # what `value` would say, sooner
-            data[field] = next(arrays)
-            if type(sampler) is LatestSampler:
-                mask[field] = np.ones(count, np.bool_)
-            else:
-                there = drawn.picks[number][0].mask
-                mask[field] = there if is_own else there.copy()  # each field's mask is its own
-        elif isinstance(sampler, PrioritySampler):
-            data[field], mask[field] = _prioritized(config, sampler, drawn.anchors), np.ones(count, np.bool_)
+        if type(sampler) is LatestSampler:
+            data[field] = next(each) if reads is None else _nested(reads[0], each)
+            mask[field] = whole[number]
+            continue
+        assert drawn is not None
+        if isinstance(sampler, PrioritySampler):
+            data[field], mask[field] = _prioritized(config, sampler, drawn.anchors), whole[number]
+        elif reads is None:  # what `value` would say, sooner
+            there = drawn.picks[number][0].mask
+            data[field], mask[field] = next(each), there if is_own else there.copy()
         else:
-            stored = [_nested(paths, arrays) for paths in reads]
+            stored = [_nested(paths, each) for paths in reads]
             picks = drawn.picks[number] if drawn.picks else []
             if not is_own:
                 picks = [Pick(rows, there.copy(), offset) for rows, there, offset in picks]
-            made, theirs = sampler.value(field, stored, [*picks, Pick(drawn.anchors.rows, np.ones(count, np.bool_))])
+            made, theirs = sampler.value(field, stored, [*picks, Pick(drawn.anchors.rows, whole[number])])
             data.update(made)
             mask.update(theirs)
     return data, mask
