@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from threading import Lock
+from threading import Event, Lock
 from types import TracebackType
 from typing import Any, Final, NamedTuple, overload
 
@@ -14,16 +14,19 @@ import numpy as np
 from edgeml_ipc import _columns
 from edgeml_ipc._ahead import Ahead
 from edgeml_ipc._buffer_messages import MAX_REPLY_BYTES, describe, error_in, plain
+from edgeml_ipc._deadline import Deadline
 from edgeml_ipc.data import DataStoreBase, PrioritySampler, Sampler
 from edgeml_ipc.data.data_store import check_read
+from edgeml_ipc.data.flow import check_timeout
 from edgeml_ipc.data.prefetch import Prefetcher, prefetch
 from edgeml_ipc.data.windows import Transform
-from edgeml_ipc.errors import EdgeMLError, PeerDied
+from edgeml_ipc.errors import EdgeMLError, PeerDied, TimeoutError
 from edgeml_ipc.remote_writer import RemoteWriter
 from edgeml_ipc.service import Client
 
 _LEAVE_SECONDS: Final = 1.0
 _MAX_VISITS: Final = 4  # in one call, before it is given up
+_SLICE_SECONDS: Final = 0.5
 _PIECE_BYTES: Final = MAX_REPLY_BYTES // 16
 
 
@@ -40,7 +43,8 @@ class RemoteBuffer(DataStoreBase):
 
     Each call is one round trip, and raises what the buffer's own method would. What this client inserts is one writer's, and
     each `writer()` another's; when the client is closed, or gone for some seconds, their open episodes end as truncated.
-    Received arrays are read-only, if not asked otherwise. Not here: `columns`, `about`, and other views on the memory.
+    Received arrays are read-only, if not asked otherwise. Not here: views on the memory (`columns`,
+    `about`, `rows`), and what its owner does with it (`save`, `load`, `unlink`).
 
     When the server is started again, the calls in between raise `PeerDied`; then the client goes on with the buffer that has
     the name there, as new writers, and draws from a new seed.
@@ -180,15 +184,32 @@ class RemoteBuffer(DataStoreBase):
         arguments = {"name": name, "indices": np.asarray(indices), "errors": np.asarray(errors)}
         return int(self._ask("update_priorities", arguments))
 
-    def prefetch(self, batch_size: int, size: int = 2, device: Any = None, *, name: str | None = None) -> Prefetcher:
+    def prefetch(
+        self, batch_size: int, size: int = 2, device: Any = None, timeout: float = 60.0, *, name: str | None = None
+    ) -> Prefetcher:
         """Sample ahead of a JAX learner; see `ReplayBuffer.prefetch`."""
-        if name is None:
-            return prefetch(self.sample, batch_size, size, device)
-        if name not in self._samplers:
-            raise ValueError(f"no sample config is called {name!r}; registered are {sorted(self._samplers)}")
-        fields = self._samplers[name].items()
-        on_host = {(0, field, "indices") for field, sampler in fields if isinstance(sampler, PrioritySampler)}
-        return prefetch(partial(self.sample, name), batch_size, size, device, on_host=on_host)
+        check_timeout("timeout", timeout)
+        stopped = Event()
+        draw: Callable[..., Any] = self.sample
+        on_host: set[tuple[str | int, ...]] = set()
+        if name is not None:
+            if name not in self._samplers:
+                raise ValueError(f"no sample config is called {name!r}; registered are {sorted(self._samplers)}")
+            fields = self._samplers[name].items()
+            on_host = {(0, field, "indices") for field, sampler in fields if isinstance(sampler, PrioritySampler)}
+            draw = partial(self.sample, name)
+
+        def sample(count: int) -> Any:
+            deadline = Deadline(timeout)
+            while True:  # piece by piece, so that closing need not wait for rows
+                left = deadline.remaining() or 0.0
+                try:
+                    return draw(count, timeout=min(left, _SLICE_SECONDS))
+                except TimeoutError:
+                    if left <= _SLICE_SECONDS or stopped.is_set():
+                        raise
+
+        return prefetch(sample, batch_size, size, device, on_host=on_host, stop=stopped.set)
 
     # ---- reading in order
 

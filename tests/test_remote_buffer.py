@@ -41,6 +41,7 @@ from edgeml_ipc.errors import (
 )
 from edgeml_ipc.remote_buffer import RemoteBuffer
 from edgeml_ipc.service import Client
+from edgeml_ipc.testing._workers import Background
 from edgeml_ipc.trainer import TrainerConfig, TrainerServer
 from tests.conftest import eventually, new_address
 
@@ -397,6 +398,18 @@ def test_batches_on_a_device(remote: RemoteBuffer) -> None:
         assert data["priority"]["indices"].dtype == np.int64
     with pytest.raises(ValueError, match="no sample config is called 'other'"):
         remote.prefetch(4, name="other")
+
+
+def test_prefetch_waits_for_rows_and_is_closed_without_them(remote: RemoteBuffer) -> None:
+    with remote.prefetch(4, timeout=30) as batches:
+        with Background(next, batches) as waiting:
+            remote.batch_insert(rows(1, 0, 50))
+        assert waiting.get()["rewards"].shape == (4,)
+    remote.register_sample_config("far", {"token": SequenceSampler(begin=0, end=90)}, sample_range=(0, 90))
+    with remote.prefetch(4, name="far", timeout=600):
+        pass  # closing does not wait until there is such a window
+    with remote.prefetch(4, name="far", timeout=0.05) as batches, pytest.raises(TimeoutError):
+        next(batches)
 
 
 def test_errors_arrive_as_what_they_are(remote: RemoteBuffer, server: TrainerServer) -> None:
