@@ -14,10 +14,10 @@ BUILT_FROM := pyproject.toml setup.py $(wildcard edgeml_ipc/transports/*.c edgem
 	edgeml_ipc/data/*.c edgeml_ipc/data/*.h transports/*.c transports/*.h)
 LINTED := edgeml_ipc tests benchmarks examples setup.py
 
-.PHONY: help demo test check test-c models bench venv clean
+.PHONY: help demo test check test-c test-rows models bench venv clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo '  ARGS="..." is handed on, e.g. make demo ARGS="--transport tcp", make test ARGS="-x tests/codec"'
 
 demo: $(STAMP)  ## two actors and a learner in separate processes learn Pendulum; one actor is killed on the way
@@ -34,6 +34,9 @@ check: $(STAMP)  ## lint, format, strict types, layering
 
 test-c:  ## the C core under ThreadSanitizer, AddressSanitizer and UBSan; weakened builds must be caught
 	@transports/tests/run.sh $(ARGS)
+
+test-rows: $(STAMP)  ## the C half of the replay buffer under AddressSanitizer and UBSan
+	@tests/sanitized.sh "$(CURDIR)/$(PY)"
 
 models:  ## the Spin models of park/wake and newest-wins: they hold, and fail without each ordering (needs spin)
 	@transports/models/run.sh
