@@ -15,7 +15,7 @@ import pytest
 from gymnasium import spaces
 from scipy import stats
 
-from edgeml_ipc.data import BufferEmpty, DataShape, ReplayBuffer
+from edgeml_ipc.data import BufferEmpty, DataShape, LatestSampler, ReplayBuffer, SequenceSampler
 from edgeml_ipc.errors import BufferFull, ConnectionClosed, SegmentError
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
@@ -676,20 +676,23 @@ def test_sampling_after_close_is_an_error() -> None:
         buffer.sample(4)
 
 
-def test_prefetched_batches_that_are_held_never_change() -> None:
+@pytest.mark.parametrize("name", [None, "windows"])
+def test_prefetched_batches_that_are_held_never_change(name: str | None) -> None:
     buffer = make(capacity=16, count=16, seed=3)
-    with buffer.prefetch(32, size=3) as batches:
+    past = SequenceSampler(begin=-2, end=1, source="rewards")
+    buffer.register_sample_config("windows", {"rewards": LatestSampler(), "observations": LatestSampler(), "past": past})
+    with buffer.prefetch(32, size=3, name=name) as batches:
         held, before = [], []
         for turn in range(1, 40):
             batch = next(batches)
-            held.append(batch)
-            before.append({key: np.array(value, copy=True) for key, value in batch.items()})
+            held.append(batch if name is None else batch[0] | {f"mask.{key}": value for key, value in batch[1].items()})
+            before.append({key: np.array(value, copy=True) for key, value in held[-1].items()})
             buffer.batch_insert([transition(16 * turn + value) for value in range(16)])
     buffer.close()
     assert len({float(copies["rewards"].max()) for copies in before}) > 10  # of many rounds of the ring
     for batch, copies in zip(held, before, strict=True):
         for key, value in batch.items():
-            np.testing.assert_array_equal(value, copies[key])
+            np.testing.assert_array_equal(np.asarray(value), copies[key])
         np.testing.assert_array_equal(batch["observations"][:, 0], batch["rewards"])
 
 
