@@ -19,7 +19,7 @@ from edgeml_ipc.data import DataStoreBase, PrioritySampler, Sampler
 from edgeml_ipc.data.data_store import check_read
 from edgeml_ipc.data.flow import check_timeout
 from edgeml_ipc.data.prefetch import Prefetcher, prefetch
-from edgeml_ipc.data.windows import Transform
+from edgeml_ipc.data.sample_config import Transform
 from edgeml_ipc.errors import EdgeMLError, PeerDied, TimeoutError
 from edgeml_ipc.remote_writer import RemoteWriter
 from edgeml_ipc.service import Client

@@ -7,6 +7,7 @@ python examples/run_data_store.py --client    the actor, --ip says where the lea
 
 import argparse
 import collections
+import sys
 import threading
 import time
 
@@ -39,6 +40,12 @@ class PointEnv:
         return self.state.copy(), -distance, terminated, truncated, {}
 
 
+def say(line):
+    """Print a line in one piece, since two threads do."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 # ---- the actor
 
 
@@ -47,13 +54,13 @@ def collect(args, stopped):
     env, queue = PointEnv(args.seed), QueuedDataStore(capacity=2000)
     config = TrainerConfig(port_number=args.port)
     with TrainerClient("actor", args.ip, config, queue, wait_for_server=True, timeout_ms=5000) as client:
-        print(f"actor: connected over {client.transport}", flush=True)
+        say(f"actor: connected over {client.transport}")
         try:
             sent, episodes = act(env, queue, client, args.steps, stopped)
         except EdgeMLError as error:
-            print(f"actor: the learner does not answer any more: {error}", flush=True)
+            say(f"actor: the learner does not answer any more: {error}")
         else:
-            print(f"actor: sent {sent} transitions of {episodes} whole episodes", flush=True)
+            say(f"actor: sent {sent} transitions of {episodes} whole episodes")
 
 
 def act(env, queue, client, steps, stopped):
@@ -88,7 +95,7 @@ def learn(args, address_known=lambda address: None):
     with TrainerServer(config, lambda *_: arrived.set(), host=args.ip, insecure=args.insecure) as server:
         server.register_data_store("actor", buffer)
         server.start(threaded=True)
-        print(f"learner: waiting for actors at {server.address}", flush=True)
+        say(f"learner: waiting for actors at {server.address}")
         address_known(server.address)
         arrived.wait()
         batches, started = 0, time.perf_counter()
@@ -99,10 +106,9 @@ def learn(args, address_known=lambda address: None):
             inserted, now = buffer.stats()["inserted"], time.perf_counter()
             if now - reported > 1 or inserted >= args.steps:
                 reported, seconds = now, now - started
-                print(
+                say(
                     f"learner: {inserted} transitions, {len(buffer)} held; {batches} batches of {args.batch_size}, "
-                    f"{batches * args.batch_size / seconds:,.0f} rows/s; mean reward {batch['rewards'].mean():.2f}",
-                    flush=True,
+                    f"{batches * args.batch_size / seconds:,.0f} rows/s; mean reward {batch['rewards'].mean():.2f}"
                 )
             if inserted >= args.steps:
                 return
@@ -148,7 +154,7 @@ def main():
         else:
             both(args)
     except KeyboardInterrupt:
-        print("interrupted")
+        say("interrupted")
 
 
 if __name__ == "__main__":

@@ -26,13 +26,14 @@ from edgeml_ipc.data.limiter import Limits, RateLimiter
 from edgeml_ipc.data.news import News
 from edgeml_ipc.data.prefetch import Prefetcher, prefetch
 from edgeml_ipc.data.recent import Recency
+from edgeml_ipc.data.sample_config import Transform
 from edgeml_ipc.data.sampler import Sampler
 from edgeml_ipc.data.saveable import Saveable
 from edgeml_ipc.data.schema import Schema
 from edgeml_ipc.data.storage import Storage
 from edgeml_ipc.data.transitions import transition_schema
 from edgeml_ipc.data.uploads import Uploads
-from edgeml_ipc.data.windows import Transform, Windows, check_min_length
+from edgeml_ipc.data.windows import Windows, check_min_length
 from edgeml_ipc.data.writer import Writer
 from edgeml_ipc.errors import SegmentError
 

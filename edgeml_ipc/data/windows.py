@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from threading import Lock
 from typing import Any, Final
 
 import numpy as np
 
-from edgeml_ipc.data.anchors import Anchors, AnchorSource, PriorityAnchors, UniformAnchors, Windowing, source_for
+from edgeml_ipc.data.anchors import Anchors, PriorityAnchors, UniformAnchors, Windowing, source_for
 from edgeml_ipc.data.batches import ATTEMPTS, Patience, UniformRows, check_not_empty, overtaken
-from edgeml_ipc.data.draws import Mask, check_window
+from edgeml_ipc.data.draws import check_window
 from edgeml_ipc.data.gather import Rows
 from edgeml_ipc.data.reading import Reader, Reading
 from edgeml_ipc.data.recent import Recency
 from edgeml_ipc.data.runs import View
+from edgeml_ipc.data.sample_config import ANCHORS, Path, PickedRows, SampleConfig, Transform
 from edgeml_ipc.data.sampler import (
     ANCHOR,
     FutureSampler,
@@ -34,93 +33,6 @@ from edgeml_ipc.errors import BufferEmpty
 _REFUSALS: Final = 20  # snapshots in which no window fits, where rows were overwritten while it was looked for
 _NOWHERE: Final = np.empty(0, np.int64)
 _PLAIN: Final = (LatestSampler, SequenceSampler, TrajectorySampler)  # they hand on the rows of one field
-_ANCHORS: Final = (0, ANCHOR)  # the set of rows that are the anchors, whatever the sampler
-Transform = Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
-Path = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class SampleConfig:
-    """What a batch is made of.
-
-    Attributes:
-        samplers: by field of the batch.
-        windowing: what must be held around an anchor.
-        transform: makes (data, mask) of (data, mask); None: they stay as they are.
-        source: of the anchors; `rng` draws them. `lock` is held by who uses either.
-        uniform: draws all that a batch is made of, where that is rows alone; else None.
-        reader: of the stored leaves.
-        shares: for each sampler, the number of the first that picks the same rows: its own, or an earlier one's.
-        sets: of rows that the leaves follow: numbers of a sampler and of its pick.
-        reads: of each sampler, for each stored field that it reads, the paths of its leaves, below the field; of one that
-            takes a field that is one leaf as it is, None.
-    """
-
-    samplers: Mapping[str, Sampler]
-    windowing: Windowing
-    transform: Transform | None
-    source: AnchorSource
-    rng: np.random.Generator
-    lock: Lock
-    uniform: UniformRows | None
-    reader: Reader
-    shares: list[int]
-    sets: list[tuple[int, int]]
-    reads: list[list[list[Path]] | None]
-
-    @cached_property
-    def one_row(self) -> bool:
-        """Whether all that is read of an element is its anchor's row."""
-        return self.sets == [_ANCHORS]
-
-
-class _Drawn:
-    """The rows of a batch.
-
-    Attributes:
-        anchors: of the elements.
-        picks: of each sampler; empty where all fields are the anchors' own rows. Samplers that choose the same rows share them.
-    """
-
-    def __init__(self, config: SampleConfig, view: View, anchors: Anchors, required: tuple[int, int]) -> None:
-        """Pick the rows. `required`: the first and the last step, from each anchor, that had to be there."""
-        self._view, self.anchors, self._required = view, anchors, required
-        self.picks: list[list[Pick]] = []
-        if config.one_row:
-            return
-        for number, sampler in enumerate(config.samplers.values()):
-            shared = config.shares[number]
-            if shared < number:
-                self.picks.append(self.picks[shared])
-                continue
-            made = sampler.picks(view.steps, anchors.rows, config.rng)
-            self.picks.append([pick._replace(rows=np.ascontiguousarray(pick.rows)) for pick in made])
-
-    def rows(self, config: SampleConfig) -> list[Rows]:
-        """Return the rows of each set."""
-        return [self.anchors.rows if key == _ANCHORS else self.picks[key[0]][key[1]].rows for key in config.sets]
-
-    def intact(self, config: SampleConfig) -> Mask:
-        """Tell, after they were copied, which elements are whole and of one episode: of those that were drawn, not replaced."""
-        whole = np.empty(len(self.anchors.rows), np.bool_)
-        if config.one_row:
-            self._view.table.intact(self.anchors.rows, self.anchors.stamps, whole)
-            return whole
-        first, *others = (self._view.steps.intact(self.anchors.rows, rows, *self._required) for rows in self.rows(config))
-        for other in others:
-            first &= other
-        return first
-
-    def replace(self, config: SampleConfig, places: Rows, by: _Drawn) -> None:
-        """Take the elements `places` from another."""
-        for mine, new in zip(self._arrays(config), by._arrays(config), strict=True):
-            mine[places] = new
-
-    def _arrays(self, config: SampleConfig) -> list[Any]:
-        each: list[Any] = [*self.anchors]
-        own = (picks for number, picks in enumerate(self.picks) if config.shares[number] == number)
-        each += [array for picks in own for pick in picks for array in pick]
-        return [array for array in each if array is not None]
 
 
 class Windows:
@@ -162,7 +74,7 @@ class Windows:
             for source, pick in sampler.reads(field):
                 found = self._leaves_of(source)
                 paths.append(list(found))
-                key = _ANCHORS if pick == ANCHOR else (shares[number], pick)
+                key = ANCHORS if pick == ANCHOR else (shares[number], pick)
                 leaves += found.values()
                 follows += [sets.setdefault(key, len(sets))] * len(found)
             reads.append(None if type(sampler) in _PLAIN and paths == [[()]] else paths)
@@ -284,7 +196,7 @@ class Windows:
             raise ValueError(f"force_indices names the row {forced[~held][0]}, which holds nothing")
         return forced
 
-    def _draw(self, config: SampleConfig, count: int, forced: Rows | None) -> _Drawn:
+    def _draw(self, config: SampleConfig, count: int, forced: Rows | None) -> PickedRows:
         refused = 0
         for _ in range(ATTEMPTS):
             with config.lock:
@@ -296,9 +208,9 @@ class Windows:
                     continue  # as above
                 try:
                     if forced is not None:
-                        return _Drawn(config, view, config.source.given(view, forced.copy()), (0, 0))
+                        return PickedRows(config, view, config.source.given(view, forced.copy()), (0, 0))
                     anchors = config.source.draw(view, config.rng, count, config.windowing)
-                    return _Drawn(config, view, anchors, config.windowing.required())
+                    return PickedRows(config, view, anchors, config.windowing.required())
                 except BufferEmpty:
                     refused += 1
                     if refused == _REFUSALS or self._all_stand(view):
@@ -310,7 +222,7 @@ class Windows:
         rows = view.steps.rows()
         return self._table.intact(rows, view.steps.stamps(rows), np.empty(len(rows), np.bool_)) == 0
 
-    def _copied(self, config: SampleConfig, drawn: _Drawn, forced: Rows | None) -> tuple[list[Any], int]:
+    def _copied(self, config: SampleConfig, drawn: PickedRows, forced: Rows | None) -> tuple[list[Any], int]:
         """Copy what was drawn, and draw anew what was overwritten meanwhile; return how much that was."""
         if config.one_row:
             reading, lost = config.reader.take(drawn.anchors.rows, drawn.anchors.stamps)
@@ -320,7 +232,7 @@ class Windows:
             places = (~drawn.intact(config)).nonzero()[0]
         return reading.arrays, self._redraw(config, reading, drawn, forced, places) if len(places) else 0
 
-    def _redraw(self, config: SampleConfig, reading: Reading, drawn: _Drawn, forced: Rows | None, places: Rows) -> int:
+    def _redraw(self, config: SampleConfig, reading: Reading, drawn: PickedRows, forced: Rows | None, places: Rows) -> int:
         """Replace the windows at `places`, of which a row was overwritten meanwhile; return how many had to be drawn."""
         redrawn = 0
         with Patience(self._table) as patience:
@@ -360,7 +272,7 @@ def _shared(samplers: Mapping[str, Sampler]) -> list[int]:
 
 
 def _handed_out(
-    config: SampleConfig, arrays: list[Any], count: int, drawn: _Drawn | None
+    config: SampleConfig, arrays: list[Any], count: int, drawn: PickedRows | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     data: dict[str, Any] = {}
     mask: dict[str, Any] = {}

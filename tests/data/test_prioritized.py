@@ -176,16 +176,19 @@ def test_rows_that_are_redrawn_keep_the_right_importance(monkeypatch: pytest.Mon
     errors = np.linspace(1, 4, 40)
     buffer.update_priorities("prioritized", indices, errors)
     known = dict(zip(indices.tolist(), errors.tolist(), strict=True))
-    read, overtaken = Reader.read, []
+    take, overtaken = Reader.take, []
 
-    def read_and_be_overtaken(self: Reader, rows: Any) -> Any:
-        reading = read(self, rows)
-        if not overtaken:
-            overtaken.append(True)
-            stream.insert(30, batched=True)
-        return reading
+    def take_and_be_overtaken(self: Reader, rows: Any, stamps: Any) -> Any:
+        drawn = take(self, rows, stamps)
+        if overtaken:
+            return drawn
+        overtaken.append(True)
+        stream.insert(30, batched=True)
+        whole = np.empty(len(rows), np.bool_)
+        buffer._table.intact(rows, stamps, whole)
+        return drawn._replace(lost=tuple(np.flatnonzero(~whole).tolist()))
 
-    monkeypatch.setattr(Reader, "read", read_and_be_overtaken)
+    monkeypatch.setattr(Reader, "take", take_and_be_overtaken)
     data, _ = buffer.sample("prioritized", 500)
     assert buffer.stats()["redrawn"] > 300
     rows = data["p"]["indices"] % 40
