@@ -186,9 +186,8 @@ class BufferInlet:
         self.store: DataStoreBase = buffer
         self._buffer = buffer
         try:
-            self._handle = handle_on(
-                buffer, flow_timeout=0.0
-            )  # whose writers are ours to close, and never wait within the server's loop
+            # Its writers are ours to close, and never wait within the server's loop.
+            self._handle = handle_on(buffer, flow_timeout=0.0)
         except SegmentError:
             self._handle = buffer
         self._streams: dict[tuple[str, bytes], _Stream] = {}

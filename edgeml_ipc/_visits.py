@@ -37,7 +37,9 @@ class Visit:
 
     def __init__(self, buffer: SharedBuffer, seed: int | None, min_trajectory_length: int) -> None:
         try:
-            self._handle = handle_on(buffer, seed=seed, min_trajectory_length=min_trajectory_length)
+            # It never waits itself, which would hold up the server's loop: who waits is parked.
+            options = {"seed": seed, "min_trajectory_length": min_trajectory_length, "flow_timeout": 0.0}
+            self._handle = handle_on(buffer, **options)
         except SegmentError as error:
             raise SegmentError(f"the buffer cannot be used from elsewhere: {error}") from error
         self._shapes = {shape.name: shape for shape in self._handle.data_shapes}

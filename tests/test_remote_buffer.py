@@ -412,6 +412,27 @@ def test_prefetch_waits_for_rows_and_is_closed_without_them(remote: RemoteBuffer
         next(batches)
 
 
+def test_an_insert_that_waits_for_the_rate_limiter_holds_up_nobody_else(address: str) -> None:
+    limited = make(seed=1, samples_per_insert=1.0, slack_samples=20.0)
+    with limited as buffer, TrainerServer(TrainerConfig(port_number=0), host=address) as server:
+        server.register_data_store("steps", buffer)
+        server.start(threaded=True)
+        place = f"{server.address}/steps"
+        with (
+            ReplayBuffer.connect(place, attach=False, flow_timeout=30) as actor,
+            ReplayBuffer.connect(place, attach=False) as learner,
+        ):
+            with Background(lambda: [actor.insert(row(1, number)) for number in range(60)]) as inserting:
+                eventually(lambda: buffer.stats()["inserted"] >= 20)
+                for _ in range(11):
+                    learner.sample(4, timeout=10)
+            inserting.get()
+        assert buffer.stats()["inserted"] == 60
+        late = ReplayBuffer.connect(place, attach=False, flow_timeout=0.1)
+        with late, pytest.raises(TimeoutError, match=r"samples_per_insert is 1\.0"):
+            late.batch_insert(rows(2, 0, 20))
+
+
 def test_errors_arrive_as_what_they_are(remote: RemoteBuffer, server: TrainerServer) -> None:
     with pytest.raises(BufferEmpty, match=f"{server.address}/steps: cannot sample 3 rows: nothing was inserted yet"):
         remote.sample(3)
