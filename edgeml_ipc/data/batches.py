@@ -5,21 +5,17 @@ Rows are drawn, copied, and then looked at again: those that were overwritten me
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from threading import Lock
 from typing import Any, Final
 
 import numpy as np
 
-from edgeml_ipc.data.chunks import RowTable
+from edgeml_ipc.data.patience import Patience, overtaken
 from edgeml_ipc.data.reading import ABOUT, Drawn, Reader
 from edgeml_ipc.data.storage import Storage
-from edgeml_ipc.errors import BufferEmpty, EdgeMLError
+from edgeml_ipc.errors import BufferEmpty
 
-ATTEMPTS: Final = 100
-_PATIENT: Final = 3  # attempts, after which writers are asked to hold back, each time for twice as long
-_FIRST_HOLD_NS: Final = 500_000
-_LONGEST_HOLD_NS: Final = 50_000_000
+LOOKS: Final = 1000  # for rows, where the only one there is is being overwritten
 ABOUT_SAMPLES: Final = ("sequence", "position", "policy_version", "writer", "flags")
 
 
@@ -56,7 +52,7 @@ class UniformRows:
 
     def _draw(self, reader: Reader, count: int) -> Drawn:
         """Draw rows and copy them; some copies may be torn."""
-        for _ in range(ATTEMPTS):
+        for _ in range(LOOKS):
             with self._lock:
                 # By age, so that the batch depends on what was inserted and not on where it lies.
                 shares = self._rng.random(count)
@@ -121,42 +117,7 @@ class Batches:
         return {key: sum(counters[key] for counters in each) for key in each[0]}
 
 
-class Patience:
-    """Attempts to copy rows before they are overwritten, of which the later ones ask writers to hold back meanwhile.
-
-    Example:
-        with Patience(table) as patience:
-            for attempt in patience:
-                ...
-    """
-
-    def __init__(self, table: RowTable) -> None:
-        self._table, self._holds = table, False
-
-    def __iter__(self) -> Iterator[int]:
-        for attempt in range(ATTEMPTS):
-            if attempt >= _PATIENT:
-                self._holds = True
-                self._table.hold(min(_FIRST_HOLD_NS << (attempt - _PATIENT), _LONGEST_HOLD_NS))
-            yield attempt
-
-    def __enter__(self) -> Patience:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._holds and kind is None:  # else the last request runs out by itself
-            self._table.hold(0)
-
-
 def check_not_empty(inserted: int, count: int, capacity: int) -> None:
     """Raise `BufferEmpty` if nothing was ever inserted."""
     if inserted == 0:
         raise BufferEmpty(f"cannot sample {count} rows: nothing was inserted yet (capacity {capacity} rows)")
-
-
-def overtaken(capacity: int) -> EdgeMLError:
-    """Return the error of a reader that writers overtook again and again."""
-    return EdgeMLError(
-        f"rows of the sample were overwritten while they were copied, {ATTEMPTS} times over: writers go round the "
-        f"{capacity} rows faster than they can be read; make the capacity larger"
-    )

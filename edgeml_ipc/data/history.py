@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeml_ipc.data.batches import ATTEMPTS
 from edgeml_ipc.data.chunks import Ints, snapshot
 from edgeml_ipc.data.columns import Array
+from edgeml_ipc.data.patience import ATTEMPTS, Patience
 from edgeml_ipc.data.reading import ABOUT, Reader
 from edgeml_ipc.data.storage import Storage
 from edgeml_ipc.data.transitions import UNKNOWN_VERSION
@@ -28,17 +28,18 @@ class History:
 
     def read_since(self, from_id: int, limit: int | None) -> tuple[int, list[dict[str, Any]], int]:
         """Read copies of what came after `from_id`; see `ReplayBuffer.read_since`."""
-        for _ in range(ATTEMPTS):
-            horizon = self._table.horizon()  # before the rows: those below it are all there, or never will be
-            rows, stamps = self._rows_since(from_id, limit)
-            below = self._storage.about.arrays["sequence"][rows] < horizon
-            rows, stamps = rows[below], stamps[below]
-            sequences = self._storage.about.arrays["sequence"][rows]
-            reading = self._reader.read(rows[: None if limit is None else limit])
-            if self._table.intact(rows, stamps, np.empty(len(rows), np.bool_)) == 0:
-                break
-        else:
-            raise EdgeMLError(f"rows after {from_id} were overwritten in each of {ATTEMPTS} attempts to read them")
+        with Patience(self._table) as patience:
+            for _ in patience:
+                horizon = self._table.horizon()  # before the rows: those below it are all there, or never will be
+                rows, stamps = self._rows_since(from_id, limit)
+                below = self._storage.about.arrays["sequence"][rows] < horizon
+                rows, stamps = rows[below], stamps[below]
+                sequences = self._storage.about.arrays["sequence"][rows]
+                reading = self._reader.read(rows[: None if limit is None else limit])
+                if self._table.intact(rows, stamps, np.empty(len(rows), np.bool_)) == 0:
+                    break
+            else:
+                raise EdgeMLError(f"rows after {from_id} were overwritten in each of {ATTEMPTS} attempts to read them")
         first_id = int(sequences[0]) if len(sequences) else from_id + 1
         return first_id, self._items(reading.arrays), first_id - from_id - 1
 

@@ -131,9 +131,9 @@ class SequenceSampler(Sampler):
         rows, mask = steps.window(anchors, self.begin, self.end)
         return Pick(rows[:, 0], mask[:, 0]) if self.squeeze else Pick(rows, mask)
 
-    def same_rows(self) -> tuple[Any, ...]:
-        """See `Sampler`."""
-        return (self.begin, self.end, self.squeeze)
+    def same_rows(self) -> tuple[Any, ...] | None:
+        """See `Sampler`; None in a class that picks otherwise."""
+        return (self.begin, self.end, self.squeeze) if type(self).pick is SequenceSampler.pick else None
 
 
 class TrajectorySampler(SequenceSampler):

@@ -9,9 +9,10 @@ from typing import Any, Final
 import numpy as np
 
 from edgeml_ipc.data.anchors import Anchors, PriorityAnchors, UniformAnchors, Windowing, source_for
-from edgeml_ipc.data.batches import ATTEMPTS, Patience, UniformRows, check_not_empty, overtaken
+from edgeml_ipc.data.batches import LOOKS, UniformRows, check_not_empty
 from edgeml_ipc.data.draws import check_window
 from edgeml_ipc.data.gather import Rows
+from edgeml_ipc.data.patience import Patience, overtaken
 from edgeml_ipc.data.reading import Reader, Reading
 from edgeml_ipc.data.recent import Recency
 from edgeml_ipc.data.runs import View
@@ -198,7 +199,7 @@ class Windows:
 
     def _draw(self, config: SampleConfig, count: int, forced: Rows | None) -> PickedRows:
         refused = 0
-        for _ in range(ATTEMPTS):
+        for _ in range(LOOKS):
             with config.lock:
                 view = View(self._map)
                 if view.total == 0:

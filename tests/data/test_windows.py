@@ -23,6 +23,7 @@ from edgeml_ipc.data import (
     storage,
 )
 from edgeml_ipc.data.draws import ArraySteps
+from edgeml_ipc.data.sampler import Pick
 from edgeml_ipc.errors import ConnectionClosed
 from tests.data.window_streams import ACTIONS, BOX, TOKEN, Stream, fill, write_until
 
@@ -118,6 +119,33 @@ def test_force_indices_are_the_anchors() -> None:
         buffer.sample("loose", 2, force_indices=[0, 40])
     with pytest.raises(ValueError, match=r"force_indices must be \(2,\) integers, got int64 of shape \(1,\)"):
         buffer.sample("loose", 2, force_indices=[0])
+
+
+class Past(SequenceSampler):
+    """Of the window, the steps before the anchor only."""
+
+    def pick(self, steps: Any, anchors: Any, rng: np.random.Generator) -> Pick:
+        rows, mask, _ = super().pick(steps, anchors, rng)
+        mask = mask & (np.arange(self.begin, self.end) < 0)
+        return Pick(np.where(mask, rows, -1), mask)
+
+
+def test_fields_of_like_samplers_have_masks_of_their_own() -> None:
+    """Such samplers pick once for all; a class that picks otherwise picks for itself."""
+    buffer = make(200, chunk_rows=8, seed=4)
+    fill(buffer, 60)
+    window = {"begin": -2, "end": 2, "source": "token"}
+    samplers = {"one": SequenceSampler(**window), "two": SequenceSampler(**window), "before": Past(**window)}
+    buffer.register_sample_config("alike", samplers)
+    data, mask = buffer.sample("alike", 64)
+    np.testing.assert_array_equal(data["one"], data["two"])
+    np.testing.assert_array_equal(mask["one"], mask["two"])
+    assert not mask["before"][:, 2:].any()
+    np.testing.assert_array_equal(data["before"][:, :2], data["one"][:, :2])
+    mask["one"][...] = False
+    data["one"][...] = 0
+    assert mask["two"][:, 2].all()
+    assert data["two"][:, 2].all()
 
 
 def test_a_transform_has_the_last_word() -> None:
