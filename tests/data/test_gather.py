@@ -92,6 +92,27 @@ def test_compiled_and_numpy_agree(data: st.DataObject) -> None:
     assert all(same_bytes(a, b) for a, b in zip(ours, numpys, strict=True))
 
 
+@pytest.mark.parametrize("row_bytes", [64, 4096, 4100, 28224])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_that_are_written_past_the_caches(row_bytes: int, threads: int) -> None:
+    """From 4 MiB on; rows that are no multiple of a line go the other way. Windows, single rows, and rows of zeros; patched."""
+    rng = np.random.default_rng(0)
+    columns = [rng.integers(0, 255, (300, row_bytes), np.uint8), rng.random(300), rng.integers(0, 9, (300, 3), np.uint8)]
+    count = (5 << 20) // row_bytes // 4
+    rows = rng.integers(0, 297, (count, 1)) + np.arange(4)
+    rows[rng.random(rows.shape) < 0.1] = -1
+    gather = Gather(columns, threads=threads)
+    batch = gather(rows)
+    numpys = Gather(columns, compiled=False)
+    assert sum(array.nbytes for array in batch.arrays) > 4 << 20
+    assert all(same_bytes(a, b) for a, b in zip(batch.arrays, numpys(rows).arrays, strict=True))
+    at = rng.permutation(rows.size)[: rows.size - 7]
+    others = rng.integers(-1, 300, at.size)
+    gather.patch(batch, others, at)
+    rows.ravel()[at] = others
+    assert all(same_bytes(a, b) for a, b in zip(batch.arrays, numpys(rows).arrays, strict=True))
+
+
 def test_rows_minus_one_are_zeros_in_memory_that_was_used_before(compiled: bool) -> None:
     column = np.ones((4, 100), np.float32)
     gather = Gather([column], compiled=compiled)
