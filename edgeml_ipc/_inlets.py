@@ -217,6 +217,10 @@ class BufferInlet:
         stream = self._stream(key, client)
         first_id, items = request["first_id"], _columns.unpack(request)
         before = stream.rows.cursor
+        wanted = request.get("wanted")
+        if before is not None and type(wanted) is int and wanted > before:
+            # What was accepted then, and waited for the step that follows, was lost with a learner: the client goes back to it.
+            return {"next_id": None}, []
         known = 0 if before is None else min(len(items), max(0, before - first_id))
         if before is not None and first_id > before:
             stream.waiting = []  # what an episode with a gap was waiting for will not come

@@ -79,6 +79,7 @@ class Uploader:
         self._refused: bytes | None = None  # the life of the learner's store that could not be attached to
         self._gaps: deque[tuple[int, int]] = deque(maxlen=_MAX_GAPS)  # [begin, end) of items that were evicted or lost
         self._waits: str | None = None  # why the learner's store takes no more just now
+        self._wanted: int | None = None  # the item that the learner's store wanted next, when it last said so
         self._untold = 0  # items that were evicted, of which the server was not told
         self.next_id = 0
         self.sent = self.evicted = self.lost = 0
@@ -141,6 +142,7 @@ class Uploader:
         wants_direct = self._client.transport == "shm"
         answer = self._call("sync", {**self._names, "direct": wants_direct, "refused": self._refused}, deadline)
         cursor, life = answer["next_id"], answer["learner_store"]
+        self._wanted = cursor
         self._attach(answer.get("offer"), deadline)
         if self._direct is not None:
             cursor = self._direct.cursor
@@ -224,7 +226,8 @@ class Uploader:
     def _upload(self, first_id: int, items: list[Any], evicted: int, deadline: Deadline) -> None:
         count = max(1, min(len(items), BATCH_BYTES // max(1, _size_bytes(items[0]))))
         while True:
-            batch = {**self._names, "learner_store": self._learner_store, "first_id": first_id, "evicted": evicted}
+            place = {"learner_store": self._learner_store, "wanted": self._wanted, "first_id": first_id}
+            batch = {**self._names, **place, "evicted": evicted}
             try:
                 answer = self._call("upload", {**batch, **_columns.pack(items[:count])}, deadline)
                 break
@@ -236,7 +239,7 @@ class Uploader:
             self._learner_store = None
             return
         self.sent += answer["next_id"] - self.next_id
-        self.next_id = answer["next_id"]
+        self.next_id = self._wanted = answer["next_id"]
         self._waits = answer.get("waits")
 
     def close(self) -> None:

@@ -1,0 +1,56 @@
+"""Tests of edgeml_ipc._inlets: what a learner does with batches of uploads, without a connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from edgeml_ipc import _columns
+from edgeml_ipc._inlets import BufferInlet
+from edgeml_ipc.data import ReplayBuffer
+
+BOX = spaces.Box(-1, 1, (2,), np.float32)
+
+
+def step(number: int, **following: Any) -> dict[str, Any]:
+    return {"observations": np.zeros(2), "actions": np.zeros(2), "rewards": float(number), "masks": 1.0, **following}
+
+
+def batch(buffer: ReplayBuffer, wanted: int | None, first_id: int, items: list[dict[str, Any]]) -> dict[str, Any]:
+    names = {"client": "actor", "incarnation": b"x" * 16, "learner_store": buffer.incarnation}
+    return {**names, "wanted": wanted, "first_id": first_id, "evicted": 0, **_columns.pack(items)}
+
+
+def rewards(buffer: ReplayBuffer) -> list[float]:
+    return [item["rewards"] for item in buffer.get_latest_data(-1)]
+
+
+def test_a_step_that_was_accepted_and_lost_with_a_learner_is_asked_for_again() -> None:
+    """It waited for the step that follows it. Whoever goes on behind it, not knowing of the death, is told to go back."""
+    last = step(2, next_observations=np.ones(2), dones=True)
+    with ReplayBuffer(BOX, BOX, 100) as buffer:
+        learner = BufferInlet(buffer)
+        assert learner.take(batch(buffer, None, 0, [step(0), step(1)]))[0]["next_id"] == 2
+        learner.close()  # as if it had died: step 1 was not committed
+        learner = BufferInlet(buffer)
+        assert learner.take(batch(buffer, 2, 2, [last])) == ({"next_id": None}, [])
+        assert learner.sync({"client": "actor", "incarnation": b"x" * 16})["next_id"] == 1
+        assert learner.take(batch(buffer, 1, 1, [step(1), last]))[0]["next_id"] == 3
+        assert rewards(buffer) == [0, 1, 2]
+        learner.close()
+
+
+@pytest.mark.parametrize("wanted", [1, None])
+def test_steps_that_the_client_no_longer_has_are_left_out(wanted: int | None) -> None:
+    """It knows what is wanted, and begins behind it: no step of the two is joined to the other."""
+    last = step(9, next_observations=np.ones(2), dones=True)
+    with ReplayBuffer(BOX, BOX, 100) as buffer:
+        learner = BufferInlet(buffer)
+        learner.take(batch(buffer, None, 0, [step(0, next_observations=np.ones(2))]))
+        assert learner.take(batch(buffer, wanted, 9, [last]))[0]["next_id"] == 10
+        assert rewards(buffer) == [0, 9]
+        assert buffer.about["position"][buffer.rows()].tolist() == [0, 0]
+        learner.close()
