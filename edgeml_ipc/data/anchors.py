@@ -31,10 +31,6 @@ class Windowing(NamedTuple):
     sample_range: tuple[int, int]
     min_length: int
 
-    def required(self) -> tuple[int, int]:
-        """Return the first and the last step, from the anchor, that must be there, the anchor's 0 among them."""
-        return min(self.sample_range[0], 0), max(self.sample_range[1] - 1, 0)
-
     def is_one_row(self) -> bool:
         """Tell whether any row will do."""
         return self.sample_range[0] >= 0 and self.sample_range[1] <= 1 and self.min_length <= 1

@@ -253,12 +253,17 @@ def check_window(name: str, begin: int, end: int) -> None:
         raise ValueError(f"{name} must make a window [begin, end) of at least one step, got begin={begin}, end={end}")
 
 
-def _window(count: int, sample_range: tuple[int, int]) -> tuple[int, int]:
+def required_steps(sample_range: tuple[int, int]) -> tuple[int, int]:
     """Return the offsets of the first and the last step that must be there, the anchor's 0 among them."""
+    return min(sample_range[0], 0), max(sample_range[1] - 1, 0)
+
+
+def _window(count: int, sample_range: tuple[int, int]) -> tuple[int, int]:
+    """Check the arguments of a draw, and return the `required_steps`."""
     if count < 1:
         raise ValueError(f"the batch size must be at least 1, got {count}")
     check_window("sample_range", *sample_range)
-    return min(sample_range[0], 0), max(sample_range[1] - 1, 0)
+    return required_steps(sample_range)
 
 
 def _filled(count: int, draw: Callable[[int], Rows], listed: Callable[[int], Rows], spare: int = 0) -> Rows:

@@ -86,14 +86,15 @@ class PickedRows:
 
     def intact(self, config: SampleConfig) -> Mask:
         """Tell, after they were copied, which elements are whole and of one episode: of those that were drawn, not replaced."""
-        whole = np.empty(len(self.anchors.rows), np.bool_)
         if config.one_row:
+            whole = np.empty(len(self.anchors.rows), np.bool_)
             self._view.table.intact(self.anchors.rows, self.anchors.stamps, whole)
             return whole
-        first, *others = (self._view.steps.intact(self.anchors.rows, rows, *self._required) for rows in self.rows(config))
-        for other in others:
-            first &= other
-        return first
+        first, *others = self.rows(config)
+        whole = self._view.steps.intact(self.anchors.rows, first, *self._required)  # what is required is looked at once
+        for rows in others:
+            whole &= self._view.steps.intact(self.anchors.rows, rows)
+        return whole
 
     def replace(self, config: SampleConfig, places: Rows, by: PickedRows) -> None:
         """Take the elements `places` from another."""

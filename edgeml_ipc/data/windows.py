@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeml_ipc.data.anchors import Anchors, PriorityAnchors, UniformAnchors, Windowing, source_for
 from edgeml_ipc.data.batches import LOOKS, UniformRows, check_not_empty
-from edgeml_ipc.data.draws import check_window
+from edgeml_ipc.data.draws import check_window, required_steps
 from edgeml_ipc.data.gather import Rows
 from edgeml_ipc.data.patience import Patience, overtaken
 from edgeml_ipc.data.reading import Reader, Reading
@@ -211,7 +211,7 @@ class Windows:
                     if forced is not None:
                         return PickedRows(config, view, config.source.given(view, forced.copy()), (0, 0))
                     anchors = config.source.draw(view, config.rng, count, config.windowing)
-                    return PickedRows(config, view, anchors, config.windowing.required())
+                    return PickedRows(config, view, anchors, required_steps(config.windowing.sample_range))
                 except BufferEmpty:
                     refused += 1
                     if refused == _REFUSALS or self._all_stand(view):
