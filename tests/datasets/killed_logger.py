@@ -1,7 +1,7 @@
 """Loggers that are killed before each of their operations on files: python killed_logger.py FOLDER
 
-For each number of operations, from 1 until a logger comes to its end, FOLDER/<number> has: `killed`, the data set as the logger
-left it, `recorded`, one byte for each episode that it had recorded, and `again`, the same after another logger added an episode.
+For each number of operations, from 1 until a logger comes to its end, FOLDER/<number> has: `killed`, the data set as the
+logger left it, `recorded`, a byte for each episode that it had recorded, and `again`, the same after another logger added one.
 """
 
 import os
