@@ -4,8 +4,8 @@
     meta/episodes/chunk-000/file-000.parquet     a row for each episode: where its frames lie, and their statistics
     data/chunk-000/file-000.parquet ...          a row for each frame
 
-A frame is an observation and the action that was taken on it, as everywhere in LeRobot: an episode of T transitions has T frames,
-and the observation that followed the last action is in none.
+A frame is an observation and the action that was taken on it, as everywhere in LeRobot: an episode of T transitions has T
+frames, and the observation that followed the last action is in none.
 """
 
 from __future__ import annotations
@@ -104,10 +104,10 @@ def export_lerobot(
         os.makedirs(os.path.dirname(target), exist_ok=True)
         aside = tempfile.mkdtemp(prefix=f".{os.path.basename(target)}.", dir=os.path.dirname(target))
         try:
-            writer = _Writer(aside, columns, fps)
+            writer = _Writer(aside, columns, fps, task)
             for episode in episodes(buffer):
                 writer.add(episode)
-            writer.finish(task, robot_type)
+            writer.finish(robot_type)
             os.chmod(aside, 0o755)
             os.rename(aside, target)
         except BaseException:
@@ -149,8 +149,8 @@ class _Writer:
         rows: of the table of episodes.
     """
 
-    def __init__(self, root: str, columns: list[Column], fps: int) -> None:
-        self._root, self._columns, self._fps = root, columns, fps
+    def __init__(self, root: str, columns: list[Column], fps: int, task: str) -> None:
+        self._root, self._columns, self._fps, self._task = root, columns, fps, task
         self._arrow, self._parquet = needed("pyarrow", "lerobot"), needed("pyarrow.parquet", "lerobot")
         self._stats = {column.name: FrameStats() for column in columns}
         self._file: Any = None
@@ -168,7 +168,7 @@ class _Writer:
         chunk, file = divmod(self._files - 1, _FILES_PER_CHUNK)
         row = {
             "episode_index": number,
-            "tasks": [0],
+            "tasks": [self._task],
             "length": count,
             "data/chunk_index": chunk,
             "data/file_index": file,
@@ -185,15 +185,13 @@ class _Writer:
         self.rows.append(row)
         self._frames += count
 
-    def finish(self, task: str, robot_type: str | None) -> None:
+    def finish(self, robot_type: str | None) -> None:
         """Write what is known of the data set."""
         if self._file is not None:
             self._file.close()
-        for row in self.rows:
-            row["tasks"] = [task]
         os.makedirs(os.path.dirname(os.path.join(self._root, _EPISODES)))
         self._parquet.write_table(self._arrow.Table.from_pylist(self.rows), os.path.join(self._root, _EPISODES))
-        self._parquet.write_table(self._tasks(task), os.path.join(self._root, "meta/tasks.parquet"))
+        self._parquet.write_table(self._tasks(), os.path.join(self._root, "meta/tasks.parquet"))
         self._json("meta/stats.json", {column.name: _described(column, self._stats[column.name]) for column in self._columns})
         info = {
             "codebase_version": "v3.0",
@@ -259,15 +257,15 @@ class _Writer:
         chunk, file = divmod(number, _FILES_PER_CHUNK)
         return os.path.join(self._root, _DATA.format(chunk_index=chunk, file_index=file))
 
-    def _tasks(self, task: str) -> Any:
-        """Return the table of tasks, which is indexed by their words as pandas does it."""
+    def _tasks(self) -> Any:
+        """Return the table of tasks, of which there is one, indexed by their words as pandas does it."""
         index = "__index_level_0__"
         described = [
             {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
             {"name": None, "field_name": index, "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
         ]
         pandas = {"index_columns": [index], "column_indexes": [], "columns": described, "pandas_version": "2.0.0"}
-        table = self._arrow.table({"task_index": np.array([0]), index: [task]})
+        table = self._arrow.table({"task_index": np.array([0]), index: [self._task]})
         return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
     def _json(self, name: str, content: Mapping[str, Any]) -> None:
