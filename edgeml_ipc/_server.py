@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from edgeml_ipc import codec, transports
 from edgeml_ipc._guests import Caller, Guest, Handler, Offer, TokenBucket, offer_for
+from edgeml_ipc._outgoing import Outgoing
 from edgeml_ipc._replies import MAX_REPLIES_PER_LANE, Lane, ReplyMemory, Verdict
 from edgeml_ipc._session import Session
 from edgeml_ipc.errors import CodecError, ConnectionClosed, MessageTooLarge, PeerDied, RateLimited
@@ -37,6 +38,7 @@ from edgeml_ipc.transports.base import Buffer, Connection, HandshakeRejected, Op
 logger = logging.getLogger("edgeml_ipc")
 
 TOPIC: Final = 0
+_GUESTS_OUTGOING: Final = Outgoing(None)
 _FLUSH_EVERY_SECONDS: Final = 0.002
 _STOP_SECONDS: Final = 5.0
 # The longest that the main thread waits in one piece: a Ctrl-C that comes just before the wait is seen after it.
@@ -87,6 +89,8 @@ class Server:
         rate_limit: requests per second over all clients, for the methods in `limited`; None means no limit.
         guests: service name -> what is served beside `service`, at the same address.
         on_gone: called with a client's 16 bytes when the last connection of that client ended, which may come back.
+        policies: key -> how the arrays of replies and published values travel over tcp; see `edgeml_ipc.codec.policies`.
+            Not for guests.
     Raises:
         AddressInUse: another server listens there.
     """
@@ -104,6 +108,7 @@ class Server:
         limited: Iterable[str] = (),
         guests: Mapping[str, Guest] | None = None,
         on_gone: Callable[[bytes], object] | None = None,
+        policies: Mapping[str, str] | None = None,
     ) -> None:
         self.incarnation = os.urandom(ID_BYTES)
         self._own = Offer(service, Guest(config, handlers), self.incarnation, limited)
@@ -111,6 +116,7 @@ class Server:
         self._tick = tick
         self._on_gone = on_gone
         self._bucket = TokenBucket(rate_limit) if rate_limit is not None else None
+        self._outgoing = Outgoing(policies)
         self._memory = ReplyMemory()
         self._sessions: dict[Connection, Session] = {}
         self._waiting: set[Session] = set()
@@ -221,6 +227,8 @@ class Server:
     def _begin(self, connection: Connection) -> Session:
         offer = offer_for(connection.hello, self._own, self._guests)
         session = Session(connection, unpack_hello(connection.hello), self._memory, offer)
+        session.lane.outgoing = self._outgoing if offer is self._own else _GUESTS_OUTGOING
+        session.lane.transport = connection.transport
         self._sessions[connection] = session
         return session
 
@@ -314,7 +322,7 @@ class Server:
 
     def _reply(self, lane: Lane, sequence: int, result: Any) -> None:
         try:
-            body = codec.encode(result)
+            body = lane.outgoing.over(lane.transport, lane.outgoing.encode(result))
         except Exception as error:  # noqa: BLE001 - a user's registered class, or a dict that changed meanwhile
             self._fail(lane, sequence, error, within_callback=True)
             return
@@ -357,12 +365,13 @@ class Server:
         """Make `payload` the newest value for all subscribers; return its version, from 1 upwards. Any thread.
 
         Raises:
-            CodecError: it cannot be encoded. MessageTooLarge: over the limit. ConnectionClosed: the server was stopped.
+            CodecError: it cannot be encoded, or does not fit a policy. MessageTooLarge: over the limit.
+            ConnectionClosed: the server was stopped.
         """
-        body = codec.encode(payload)
+        body = self._outgoing.encode(payload)
         with self._publishing:
             version = self._version + 1
-            self._listener.publish(TOPIC, [ENVELOPE.pack(MAGIC, PUBLISH, 0, 0, 0, version), *body])
+            self._listener.publish(TOPIC, [ENVELOPE.pack(MAGIC, PUBLISH, 0, 0, 0, version), *body], self._outgoing.shorten)
             self._version = version
         return version
 
@@ -387,4 +396,5 @@ class Server:
             "version": self._version,
             "lag": {s.hello.client.hex(): self._version - s.taken_version for s in sessions if s.taken_version is not None},
             "transport": self._listener.stats(),
+            **self._outgoing.stats(),
         }

@@ -21,8 +21,9 @@ import msgspec
 import numpy as np
 
 from edgeml_ipc.codec import wire
-from edgeml_ipc.codec.registry import registration_named
-from edgeml_ipc.codec.wire import OWN_ARRAY, OWN_BYTES, PACKED_ARRAY, REGISTERED, SCALAR, TUPLE
+from edgeml_ipc.codec.compression import decompress
+from edgeml_ipc.codec.registry import Expanded, registration_named
+from edgeml_ipc.codec.wire import COMPRESSED_ARRAY, OWN_ARRAY, OWN_BYTES, PACKED_ARRAY, REGISTERED, SCALAR, TUPLE
 from edgeml_ipc.errors import CodecError
 
 try:
@@ -47,13 +48,14 @@ _COMPLEX = struct.Struct("<dd")
 _plans: dict[bytes, Plan] = {}
 
 
-def decode(parts: Sequence[Any], *, copy: bool = False) -> Any:
+def decode(parts: Sequence[Any], *, copy: bool = False, objects: bool = True) -> Any:
     """Turn what `encode` made back into the tree.
 
     Args:
         parts: C-contiguous buffers, the header first.
         copy: make each array a writable copy of its own. Otherwise arrays are read-only views that keep the part they
             lie in alive, and are valid as long as they are referenced.
+        objects: make objects of registered classes; otherwise each is left as a `registry.Expanded`.
     Raises:
         CodecError: anything is wrong with the parts: truncated, malformed, over a limit, or holding an object of a class
             that is not registered here.
@@ -71,9 +73,10 @@ def decode_in_python(parts: Sequence[Any], *, copy: bool = False) -> Any:
     next_part = 1
     shared: Any = None  # the last part, once a small array asked for it
     offset = 0  # of the next small array within it
+    inflatable_bytes = wire.MAX_INFLATED_BYTES  # what compressed arrays may still yield
 
     def hook(code: int, data: memoryview) -> Any:
-        nonlocal next_part, shared, offset
+        nonlocal next_part, shared, offset, inflatable_bytes
         if code in _IN_SHARED:
             if shared is None:
                 shared = _readable(_part(parts, max(next_part, len(parts) - 1)))
@@ -96,8 +99,16 @@ def decode_in_python(parts: Sequence[Any], *, copy: bool = False) -> Any:
         if code == OWN_BYTES:
             next_part += 1
             return bytes(memoryview(_part(parts, next_part - 1)))
+        if code == COMPRESSED_ARRAY:
+            array = decompress(bytes(data), _part(parts, next_part), inflatable_bytes)
+            next_part += 1
+            inflatable_bytes -= array.nbytes
+            if copy and not array.flags.writeable:
+                return array.copy()
+            array.flags.writeable = copy
+            return array
         if TUPLE <= code <= REGISTERED:
-            return _container(code, _decode_msgpack(data, ext_hook=hook))  # noqa: F821 - deleted only at the end
+            return _container(code, _decode_msgpack(data, ext_hook=hook), objects)  # noqa: F821 - deleted only at the end
         return _leaf(code, bytes(data))
 
     try:
@@ -166,7 +177,7 @@ def _leaf(code: int, data: bytes) -> Any:
     raise CodecError(f"extension type {code} means nothing to this version")
 
 
-def _container(code: int, inner: Any) -> Any:
+def _container(code: int, inner: Any, objects: bool) -> Any:
     if code == wire.FROZEN_DICT:
         return _frozen_dict()(_expect(dict, inner))
     items = _expect(list, inner)
@@ -184,6 +195,8 @@ def _container(code: int, inner: Any) -> Any:
         name, fields, *values = items
         return namedtuple_class(_expect(str, name), tuple(_expect(str, fields).split()))(*values)
     name, tree = items
+    if not objects:
+        return Expanded(_expect(str, name), tree)
     registration = registration_named(_expect(str, name))
     try:
         return registration.from_tree(tree)

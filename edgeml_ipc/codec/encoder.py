@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import struct
 import sys
 from collections import OrderedDict
@@ -21,8 +22,9 @@ import numpy as np
 from msgspec.msgpack import Ext
 
 from edgeml_ipc.codec import wire
+from edgeml_ipc.codec.compression import CompressedArray, describe
 from edgeml_ipc.codec.decoder import namedtuple_class
-from edgeml_ipc.codec.registry import registration_of
+from edgeml_ipc.codec.registry import Expanded, registration_of
 from edgeml_ipc.errors import CodecError
 
 try:
@@ -38,11 +40,12 @@ class _TooDeep(CodecError):
 class Out:
     """What one walk collects beside the header."""
 
-    __slots__ = ("own", "shared")
+    __slots__ = ("inflated_bytes", "own", "shared")
 
     def __init__(self) -> None:
         self.own: list[Any] = [b""]  # parts: the header's place, then one for each large array or bytes
         self.shared: list[bytes] = []  # pieces of the last part, which small arrays share
+        self.inflated_bytes = 0  # what the compressed arrays yield
 
 
 Handler: TypeAlias = Callable[[Any, Out, int], Any]  # node, out, depth of the node -> what msgspec shall write
@@ -197,6 +200,10 @@ def _registered(node: Any, out: Out, depth: int) -> Ext:
     return Ext(wire.REGISTERED, _write([registration.name, *_walk((registration.to_tree(node),), out, depth)]))
 
 
+def _expanded(node: Expanded, out: Out, depth: int) -> Ext:
+    return Ext(wire.REGISTERED, _write([node.name, *_walk((node.tree,), out, depth)]))
+
+
 # Leaves
 
 
@@ -217,7 +224,7 @@ def _array(node: np.ndarray[Any, Any], out: Out, depth: int) -> Ext:
     except KeyError:
         return _first_array(node, out, depth)
     if own:
-        out.own.append(_exportable(node))
+        out.own.append(exportable(node))
     else:
         out.shared.append(node.tobytes())
         if padding:
@@ -241,7 +248,15 @@ def _first_array(node: np.ndarray[Any, Any], out: Out, depth: int) -> Ext:
     return _array(node, out, depth)
 
 
-def _exportable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _compressed_array(node: CompressedArray, out: Out, depth: int) -> Ext:
+    out.inflated_bytes += math.prod(node.shape) * node.dtype.itemsize
+    if out.inflated_bytes > wire.MAX_INFLATED_BYTES:
+        raise CodecError(f"compressed arrays of more than {wire.MAX_INFLATED_BYTES} bytes in one message")
+    out.own.append(node.data)
+    return Ext(wire.COMPRESSED_ARRAY, describe(node))
+
+
+def exportable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the array, or a view, that exports its bytes in C order; a copy only where its memory is in another order."""
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
@@ -304,6 +319,8 @@ _BUILT_IN: dict[type[Any], Handler] = {
     complex: _complex,
     np.ndarray: _array,
     np.memmap: _array,
+    CompressedArray: _compressed_array,
+    Expanded: _expanded,
 }
 _handlers = _Handlers(_BUILT_IN)
 

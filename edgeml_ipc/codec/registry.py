@@ -24,6 +24,14 @@ class Registration:
     from_tree: Callable[[Any], Any]
 
 
+@dataclass(frozen=True)
+class Expanded:
+    """An object of a registered class as its name and tree, in between `decode` without objects and `encode`."""
+
+    name: str
+    tree: Any
+
+
 _by_name: dict[str, Registration] = {}
 _by_class: dict[type[Any], Registration] = {}
 _lock = Lock()
