@@ -91,6 +91,7 @@ class Server:
         on_gone: called with a client's 16 bytes when the last connection of that client ended, which may come back.
         policies: key -> how the arrays of replies and published values travel over tcp; see `edgeml_ipc.codec.policies`.
             Not for guests.
+        on_end: called once by the loop's thread, when the loop has ended.
     Raises:
         AddressInUse: another server listens there.
     """
@@ -109,12 +110,14 @@ class Server:
         guests: Mapping[str, Guest] | None = None,
         on_gone: Callable[[bytes], object] | None = None,
         policies: Mapping[str, str] | None = None,
+        on_end: Callable[[], object] | None = None,
     ) -> None:
         self.incarnation = os.urandom(ID_BYTES)
         self._own = Offer(service, Guest(config, handlers), self.incarnation, limited)
         self._guests = {name: Offer(name, guest, self.incarnation) for name, guest in (guests or {}).items()}
         self._tick = tick
         self._on_gone = on_gone
+        self._on_end = on_end
         self._bucket = TokenBucket(rate_limit) if rate_limit is not None else None
         self._outgoing = Outgoing(policies)
         self._memory = ReplyMemory()
@@ -188,6 +191,8 @@ class Server:
         finally:
             self._stopping = True
             self._listener.close()
+            if self._on_end is not None:
+                self._on_end()
             self._finished.set()
 
     def _turn(self) -> None:

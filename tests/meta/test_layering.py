@@ -60,11 +60,11 @@ ROOMS: dict[str, set[str]] = {
     "_trainer_server": FRONTS | {"data"},
     "trainer": FRONTS | {"_trainer_server", "data"},
     # The top floor: whole programs and conveniences, which nothing below may import.
-    "": SERVICES,
+    "gym_env": SERVICES | {"launch"},
+    "": SERVICES | {"gym_env"},
     "testing": SERVICES | {""},
     "compat": SERVICES | {""},
     "launch": SERVICES | {""},
-    "gym_env": SERVICES | {""},
     "demo": SERVICES | {"", "launch", "gym_env"},
     "cli": SERVICES | {"", "launch", "demo"},
     "__main__": {"cli"},
