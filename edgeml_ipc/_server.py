@@ -87,6 +87,7 @@ class Server:
         rate_limit: requests per second over all clients, for the methods in `limited`; None means no limit.
         guests: service name -> what is served beside `service`, at the same address.
         on_gone: called with a client's 16 bytes when the last connection of that client ended, which may come back.
+        copy: give handlers writable copies of received arrays instead of read-only views.
     Raises:
         AddressInUse: another server listens there.
     """
@@ -104,12 +105,14 @@ class Server:
         limited: Iterable[str] = (),
         guests: Mapping[str, Guest] | None = None,
         on_gone: Callable[[bytes], object] | None = None,
+        copy: bool = False,
     ) -> None:
         self.incarnation = os.urandom(ID_BYTES)
         self._own = Offer(service, Guest(config, handlers), self.incarnation, limited)
         self._guests = {name: Offer(name, guest, self.incarnation) for name, guest in (guests or {}).items()}
         self._tick = tick
         self._on_gone = on_gone
+        self._copy = copy
         self._bucket = TokenBucket(rate_limit) if rate_limit is not None else None
         self._memory = ReplyMemory()
         self._sessions: dict[Connection, Session] = {}
@@ -276,7 +279,7 @@ class Server:
             self._fail(lane, sequence, error, within_callback=False)
             return
         try:
-            payload = codec.decode(parts[1:])
+            payload = codec.decode(parts[1:], copy=self._copy)
         except CodecError as error:
             self._fail(lane, sequence, error, within_callback=False)
             return

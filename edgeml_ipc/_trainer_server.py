@@ -61,6 +61,7 @@ class TrainerServer(ServerFront):
         host: interface to listen on, or an address such as `shm://learner`; beyond loopback only with keys.
         transport: scheme; None means `auto`.
         keys: CURVE keys; insecure: allow listening beyond loopback without them.
+        copy: give callbacks and stores writable copies of received arrays instead of read-only views.
         log_level: for this library's logger only.
     Raises:
         AddressInUse: another server listens there. AuthenticationError: beyond loopback without keys.
@@ -76,6 +77,7 @@ class TrainerServer(ServerFront):
         transport: str | None = None,
         keys: Keys | None = None,
         insecure: bool = False,
+        copy: bool = False,
         log_level: int | str | None = None,
     ) -> None:
         set_log_level(log_level)
@@ -96,6 +98,7 @@ class TrainerServer(ServerFront):
                 "request": self._request,
             },
             options=options_for(keys, insecure),
+            copy=copy,
             rate_limit=config.rate_limit,
             limited=("request",),
             guests={BUFFER_SERVICE: self._visits.guest(lambda: self._server.caller(), lambda: self._server.ticket())},

@@ -46,6 +46,7 @@ class ActionServer(ServerFront):
         host: interface to listen on, or an address such as `shm://robot`; beyond loopback only with keys.
         transport: scheme; None means `auto`.
         keys: CURVE keys; insecure: allow listening beyond loopback without them.
+        copy: give callbacks writable copies of received arrays instead of read-only views.
         log_level: for this library's logger only.
     Raises:
         AddressInUse: another server listens there. AuthenticationError: beyond loopback without keys.
@@ -61,6 +62,7 @@ class ActionServer(ServerFront):
         transport: str | None = None,
         keys: Keys | None = None,
         insecure: bool = False,
+        copy: bool = False,
         log_level: int | str | None = None,
     ) -> None:
         set_log_level(log_level)
@@ -74,6 +76,7 @@ class ActionServer(ServerFront):
             config=config,
             handlers={"obs": self._obs, "act": self._act},
             options=options_for(keys, insecure),
+            copy=copy,
         )
 
     def publish_obs(self, payload: Mapping[str, Any]) -> int:

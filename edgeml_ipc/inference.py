@@ -29,6 +29,7 @@ class InferenceServer(ServerFront):
         host: interface to listen on, or an address such as `shm://policy`; beyond loopback only with keys.
         transport: scheme; None means `auto`.
         keys: CURVE keys; insecure: allow listening beyond loopback without them.
+        copy: give callbacks writable copies of received arrays instead of read-only views.
         log_level: for this library's logger only.
     Raises:
         AddressInUse: another server listens there. AuthenticationError: beyond loopback without keys.
@@ -42,6 +43,7 @@ class InferenceServer(ServerFront):
         transport: str | None = None,
         keys: Keys | None = None,
         insecure: bool = False,
+        copy: bool = False,
         log_level: int | str | None = None,
     ) -> None:
         set_log_level(log_level)
@@ -53,6 +55,7 @@ class InferenceServer(ServerFront):
             config={},
             handlers={"call": self._call, "interfaces": self._interfaces},
             options=options_for(keys, insecure),
+            copy=copy,
             tick=self._run_due_batches,
         )
 
