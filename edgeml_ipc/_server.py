@@ -92,6 +92,7 @@ class Server:
         policies: key -> how the arrays of replies and published values travel over tcp; see `edgeml_ipc.codec.policies`.
             Not for guests.
         on_end: called once by the loop's thread, when the loop has ended.
+        copy: give handlers writable copies of received arrays instead of read-only views.
     Raises:
         AddressInUse: another server listens there.
     """
@@ -111,6 +112,7 @@ class Server:
         on_gone: Callable[[bytes], object] | None = None,
         policies: Mapping[str, str] | None = None,
         on_end: Callable[[], object] | None = None,
+        copy: bool = False,
     ) -> None:
         self.incarnation = os.urandom(ID_BYTES)
         self._own = Offer(service, Guest(config, handlers), self.incarnation, limited)
@@ -118,6 +120,7 @@ class Server:
         self._tick = tick
         self._on_gone = on_gone
         self._on_end = on_end
+        self._copy = copy
         self._bucket = TokenBucket(rate_limit) if rate_limit is not None else None
         self._outgoing = Outgoing(policies)
         self._memory = ReplyMemory()
@@ -289,7 +292,7 @@ class Server:
             self._fail(lane, sequence, error, within_callback=False)
             return
         try:
-            payload = codec.decode(parts[1:])
+            payload = codec.decode(parts[1:], copy=self._copy)
         except CodecError as error:
             self._fail(lane, sequence, error, within_callback=False)
             return
