@@ -16,6 +16,7 @@ from edgeml_ipc._guests import Caller, Guest, Handler, Offer, TokenBucket, offer
 from edgeml_ipc._outgoing import Outgoing
 from edgeml_ipc._replies import MAX_REPLIES_PER_LANE, Lane, ReplyMemory, Verdict
 from edgeml_ipc._session import Session
+from edgeml_ipc._ticket import LATER, Ticket
 from edgeml_ipc.errors import CodecError, ConnectionClosed, MessageTooLarge, PeerDied, RateLimited
 from edgeml_ipc.protocol import (
     ACK,
@@ -46,35 +47,6 @@ _LOOK_FOR_SIGNALS_SECONDS: Final = 0.5
 
 # Called once per turn of the loop; returns the seconds after which it wants to be called again, or None.
 Tick = Callable[[], float | None]
-
-
-class _Later:
-    """What a handler returns that has taken the request's ticket and will answer later."""
-
-
-LATER: Final = _Later()
-
-
-class Ticket:
-    """The right to answer one request later, from the loop's thread."""
-
-    __slots__ = ("_lane", "_sequence", "_server")
-
-    def __init__(self, server: Server, lane: Lane, sequence: int) -> None:
-        self._server = server
-        self._lane = lane
-        self._sequence = sequence
-
-    def reply(self, result: Any) -> None:
-        self._server._reply(self._lane, self._sequence, result)
-
-    def fail(self, error: BaseException) -> None:
-        """Answer with an error that came out of a user's function."""
-        self._server._fail(self._lane, self._sequence, error, within_callback=True)
-
-    def ends_server(self, error: BaseException) -> bool:
-        """See `Server.ends_server`."""
-        return self._server.ends_server(error)
 
 
 class Server:

@@ -65,10 +65,10 @@ def decode(parts: Sequence[Any], *, copy: bool = False, objects: bool = True) ->
         tree = _fast.decode(parts, 0, copy)
         if tree is not NotImplemented:
             return tree
-    return decode_in_python(parts, copy=copy)
+    return decode_in_python(parts, copy=copy, objects=objects)
 
 
-def decode_in_python(parts: Sequence[Any], *, copy: bool = False) -> Any:
+def decode_in_python(parts: Sequence[Any], *, copy: bool = False, objects: bool = True) -> Any:
     """Do what `decode` does without the compiled half."""
     next_part = 1
     shared: Any = None  # the last part, once a small array asked for it
