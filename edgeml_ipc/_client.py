@@ -8,11 +8,11 @@ from concurrent.futures import Future
 from time import monotonic
 from typing import Any, Final
 
-from edgeml_ipc import codec
 from edgeml_ipc._background import Background
 from edgeml_ipc._dial import Dialer, Link
 from edgeml_ipc._outgoing import Outgoing
 from edgeml_ipc._relay import RelayedDialer
+from edgeml_ipc.codec.decoder import decode
 from edgeml_ipc.errors import (
     ConnectionClosed,
     EdgeMLError,
@@ -175,7 +175,7 @@ class Client:
             if answered != sequence:  # the late reply to a request that timed out
                 self._late_replies += 1
             elif kind == REPLY:
-                return codec.decode(parts[1:], copy=self._copy)
+                return decode(parts, 1, self._copy)
             elif kind == ERROR:
                 raise failure_error(parts[1] if len(parts) > 1 else b"", self.address)
 

@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from edgeml_ipc import codec, transports
+from edgeml_ipc import transports
 from edgeml_ipc._guests import Caller, Guest, Handler, Offer, TokenBucket, offer_for
 from edgeml_ipc._outgoing import Outgoing
 from edgeml_ipc._replies import MAX_REPLIES_PER_LANE, Lane, ReplyMemory, Verdict
 from edgeml_ipc._session import Session
 from edgeml_ipc._ticket import LATER, Ticket
+from edgeml_ipc.codec.decoder import decode
 from edgeml_ipc.errors import CodecError, ConnectionClosed, MessageTooLarge, PeerDied, RateLimited
 from edgeml_ipc.protocol import (
     ACK,
@@ -264,7 +265,7 @@ class Server:
             self._fail(lane, sequence, error, within_callback=False)
             return
         try:
-            payload = codec.decode(parts[1:], copy=self._copy)
+            payload = decode(parts, 1, self._copy)
         except CodecError as error:
             self._fail(lane, sequence, error, within_callback=False)
             return
