@@ -19,6 +19,8 @@ from edgeml_ipc.codec import images
 from edgeml_ipc.codec.policies import Policies
 from edgeml_ipc.errors import CodecError
 
+pytestmark = pytest.mark.usefixtures("codec_half")
+
 
 def picture(height: int = 120, width: int = 160, channels: int = 3) -> np.ndarray[Any, Any]:
     """Return an image of soft gradients, which JPEG keeps well."""

@@ -26,6 +26,11 @@ from edgeml_ipc.codec.registry import Expanded, registration_named
 from edgeml_ipc.codec.wire import COMPRESSED_ARRAY, OWN_ARRAY, OWN_BYTES, PACKED_ARRAY, REGISTERED, SCALAR, TUPLE
 from edgeml_ipc.errors import CodecError
 
+try:
+    import edgeml_ipc.codec._fast as _fast
+except ImportError:  # not built: there is no C compiler, or it is a free-threaded Python
+    _fast = None  # type: ignore[assignment]
+
 Hook: TypeAlias = Callable[[int, memoryview], Any]
 Plan: TypeAlias = tuple[tuple[int, ...], "np.dtype[Any]", int, int]  # shape, dtype, bytes, bytes with padding
 
@@ -56,6 +61,15 @@ def decode(parts: Sequence[Any], *, copy: bool = False, objects: bool = True) ->
             that is not registered here.
     Threads: any.
     """
+    if _fast is not None:
+        tree = _fast.decode(parts, 0, copy)
+        if tree is not NotImplemented:
+            return tree
+    return decode_in_python(parts, copy=copy, objects=objects)
+
+
+def decode_in_python(parts: Sequence[Any], *, copy: bool = False, objects: bool = True) -> Any:
+    """Do what `decode` does without the compiled half."""
     next_part = 1
     shared: Any = None  # the last part, once a small array asked for it
     offset = 0  # of the next small array within it

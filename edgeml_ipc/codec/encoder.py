@@ -2,6 +2,8 @@
 
 The walk looks up a handler by the exact type of each node. Most leaves are written by msgspec as they are; an int past
 64 bits or a string with lone surrogates makes msgspec refuse, and only then are the leaves looked at one by one.
+
+Where the compiled half is there (`_fast.pyi`), it is asked first, and what it has no form for is done here.
 """
 
 from __future__ import annotations
@@ -24,6 +26,11 @@ from edgeml_ipc.codec.compression import CompressedArray, describe
 from edgeml_ipc.codec.decoder import namedtuple_class
 from edgeml_ipc.codec.registry import Expanded, registration_of
 from edgeml_ipc.errors import CodecError
+
+try:
+    import edgeml_ipc.codec._fast as _fast
+except ImportError:  # not built: there is no C compiler, or it is a free-threaded Python
+    _fast = None  # type: ignore[assignment]
 
 
 class _TooDeep(CodecError):
@@ -63,6 +70,15 @@ def encode(tree: Any) -> list[Any]:
             limit. The message names the node's place and what to do.
     Threads: any, as long as nobody changes the tree meanwhile.
     """
+    if _fast is not None:
+        compiled = _fast.encode(tree)
+        if compiled is not NotImplemented:
+            return compiled
+    return encode_in_python(tree)
+
+
+def encode_in_python(tree: Any) -> list[Any]:
+    """Do what `encode` does without the compiled half."""
     out = Out()
     try:
         parts = out.own
@@ -373,3 +389,19 @@ def _children(node: Any) -> Iterable[tuple[Any, Any]]:
     if type(node) is dict:
         return node.items()
     return enumerate(node) if type(node) in (list, tuple) else ()
+
+
+# For the compiled half
+
+
+def _to_host(node: Any) -> np.ndarray[Any, Any] | None:
+    """Return a plain little-endian ndarray in C order that has the node's bytes, or None where the node is no array."""
+    if type(node) is not np.ndarray:
+        if _handlers[type(node)] not in (_array, _device_array):
+            return None
+        node = np.asarray(node)
+    return np.asarray(node, node.dtype.newbyteorder("<"), order="C")
+
+
+if _fast is not None:
+    _fast.prepare(_to_host)
