@@ -230,6 +230,10 @@ class Client:
         """Seconds for a call that names none."""
         return self._timeout
 
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._timeout = seconds
+
     @property
     def version(self) -> int:
         """The newest published version that this client has taken; 0 before the first."""

@@ -16,6 +16,7 @@ from edgeml_ipc._guests import Caller, Guest, Handler, Offer, TokenBucket, offer
 from edgeml_ipc._outgoing import Outgoing
 from edgeml_ipc._replies import MAX_REPLIES_PER_LANE, Lane, ReplyMemory, Verdict
 from edgeml_ipc._session import Session
+from edgeml_ipc._ticket import LATER, Ticket
 from edgeml_ipc.errors import CodecError, ConnectionClosed, MessageTooLarge, PeerDied, RateLimited
 from edgeml_ipc.protocol import (
     ACK,
@@ -48,35 +49,6 @@ _LOOK_FOR_SIGNALS_SECONDS: Final = 0.5
 Tick = Callable[[], float | None]
 
 
-class _Later:
-    """What a handler returns that has taken the request's ticket and will answer later."""
-
-
-LATER: Final = _Later()
-
-
-class Ticket:
-    """The right to answer one request later, from the loop's thread."""
-
-    __slots__ = ("_lane", "_sequence", "_server")
-
-    def __init__(self, server: Server, lane: Lane, sequence: int) -> None:
-        self._server = server
-        self._lane = lane
-        self._sequence = sequence
-
-    def reply(self, result: Any) -> None:
-        self._server._reply(self._lane, self._sequence, result)
-
-    def fail(self, error: BaseException) -> None:
-        """Answer with an error that came out of a user's function."""
-        self._server._fail(self._lane, self._sequence, error, within_callback=True)
-
-    def ends_server(self, error: BaseException) -> bool:
-        """See `Server.ends_server`."""
-        return self._server.ends_server(error)
-
-
 class Server:
     """Listen at one address and answer requests with handlers.
 
@@ -91,6 +63,8 @@ class Server:
         on_gone: called with a client's 16 bytes when the last connection of that client ended, which may come back.
         policies: key -> how the arrays of replies and published values travel over tcp; see `edgeml_ipc.codec.policies`.
             Not for guests.
+        on_end: called once by the loop's thread, when the loop has ended.
+        copy: give handlers writable copies of received arrays instead of read-only views.
     Raises:
         AddressInUse: another server listens there.
     """
@@ -109,12 +83,16 @@ class Server:
         guests: Mapping[str, Guest] | None = None,
         on_gone: Callable[[bytes], object] | None = None,
         policies: Mapping[str, str] | None = None,
+        on_end: Callable[[], object] | None = None,
+        copy: bool = False,
     ) -> None:
         self.incarnation = os.urandom(ID_BYTES)
         self._own = Offer(service, Guest(config, handlers), self.incarnation, limited)
         self._guests = {name: Offer(name, guest, self.incarnation) for name, guest in (guests or {}).items()}
         self._tick = tick
         self._on_gone = on_gone
+        self._on_end = on_end
+        self._copy = copy
         self._bucket = TokenBucket(rate_limit) if rate_limit is not None else None
         self._outgoing = Outgoing(policies)
         self._memory = ReplyMemory()
@@ -188,6 +166,8 @@ class Server:
         finally:
             self._stopping = True
             self._listener.close()
+            if self._on_end is not None:
+                self._on_end()
             self._finished.set()
 
     def _turn(self) -> None:
@@ -284,7 +264,7 @@ class Server:
             self._fail(lane, sequence, error, within_callback=False)
             return
         try:
-            payload = codec.decode(parts[1:])
+            payload = codec.decode(parts[1:], copy=self._copy)
         except CodecError as error:
             self._fail(lane, sequence, error, within_callback=False)
             return

@@ -63,6 +63,7 @@ class TrainerServer(ServerFront):
         keys: CURVE keys; insecure: allow listening beyond loopback without them.
         policies: key -> how the arrays of networks and answers travel over tcp, such as {"image": "jpeg:90"};
             see `edgeml_ipc.codec.policies`. Not over shared memory.
+        copy: give callbacks and stores writable copies of received arrays instead of read-only views.
         log_level: for this library's logger only.
     Raises:
         AddressInUse: another server listens there. AuthenticationError: beyond loopback without keys.
@@ -79,6 +80,7 @@ class TrainerServer(ServerFront):
         keys: Keys | None = None,
         insecure: bool = False,
         policies: Mapping[str, str] | None = None,
+        copy: bool = False,
         log_level: int | str | None = None,
     ) -> None:
         set_log_level(log_level)
@@ -100,6 +102,7 @@ class TrainerServer(ServerFront):
             },
             options=options_for(keys, insecure),
             policies=policies,
+            copy=copy,
             rate_limit=config.rate_limit,
             limited=("request",),
             guests={BUFFER_SERVICE: self._visits.guest(lambda: self._server.caller(), lambda: self._server.ticket())},

@@ -48,6 +48,7 @@ class ActionServer(ServerFront):
         keys: CURVE keys; insecure: allow listening beyond loopback without them.
         policies: key -> how the arrays of observations and answers travel over tcp, such as {"image": "jpeg:90"};
             see `edgeml_ipc.codec.policies`. Not over shared memory.
+        copy: give callbacks writable copies of received arrays instead of read-only views.
         log_level: for this library's logger only.
     Raises:
         AddressInUse: another server listens there. AuthenticationError: beyond loopback without keys.
@@ -64,6 +65,7 @@ class ActionServer(ServerFront):
         keys: Keys | None = None,
         insecure: bool = False,
         policies: Mapping[str, str] | None = None,
+        copy: bool = False,
         log_level: int | str | None = None,
     ) -> None:
         set_log_level(log_level)
@@ -78,6 +80,7 @@ class ActionServer(ServerFront):
             handlers={"obs": self._obs, "act": self._act},
             options=options_for(keys, insecure),
             policies=policies,
+            copy=copy,
         )
 
     def publish_obs(self, payload: Mapping[str, Any]) -> int:

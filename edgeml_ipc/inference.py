@@ -31,6 +31,7 @@ class InferenceServer(ServerFront):
         keys: CURVE keys; insecure: allow listening beyond loopback without them.
         policies: key -> how the arrays of results travel over tcp, such as {"image": "jpeg:90"};
             see `edgeml_ipc.codec.policies`. Not over shared memory.
+        copy: give callbacks writable copies of received arrays instead of read-only views.
         log_level: for this library's logger only.
     Raises:
         AddressInUse: another server listens there. AuthenticationError: beyond loopback without keys.
@@ -45,6 +46,7 @@ class InferenceServer(ServerFront):
         keys: Keys | None = None,
         insecure: bool = False,
         policies: Mapping[str, str] | None = None,
+        copy: bool = False,
         log_level: int | str | None = None,
     ) -> None:
         set_log_level(log_level)
@@ -57,6 +59,7 @@ class InferenceServer(ServerFront):
             handlers={"call": self._call, "interfaces": self._interfaces},
             options=options_for(keys, insecure),
             policies=policies,
+            copy=copy,
             tick=self._run_due_batches,
         )
 

@@ -56,7 +56,7 @@ class TrainerClient(ClientFront):
         data_store: DataStoreBase | None = None,
         data_stores: Mapping[str, DataStoreBase] | None = None,
         wait_for_server: bool = False,
-        timeout_ms: int = 800,
+        timeout_ms: float = 800,
         *,
         transport: str | None = None,
         keys: Keys | None = None,

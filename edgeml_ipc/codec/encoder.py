@@ -8,8 +8,6 @@ Where the compiled half is there (`_fast.pyi`), it is asked first, and what it h
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import math
 import struct
 import sys
@@ -24,7 +22,7 @@ from msgspec.msgpack import Ext
 from edgeml_ipc.codec import wire
 from edgeml_ipc.codec.compression import CompressedArray, describe
 from edgeml_ipc.codec.decoder import namedtuple_class
-from edgeml_ipc.codec.registry import Expanded, registration_of
+from edgeml_ipc.codec.registry import Expanded, advice, registration_of
 from edgeml_ipc.errors import CodecError
 
 try:
@@ -337,20 +335,7 @@ def _handler_for(cls: type[Any]) -> Handler:
         return _device_array
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
         return _namedtuple_handler(cls)
-    raise CodecError(f"{_name(cls)} is not among the types that travel; {_advice(cls)}")
-
-
-def _advice(cls: type[Any]) -> str:
-    if issubclass(cls, (bytearray, memoryview)):
-        return "send bytes(x), or np.frombuffer(x, np.uint8) to avoid the copy"
-    if hasattr(cls, "__array__"):
-        return "send np.asarray(x)"
-    if dataclasses.is_dataclass(cls):
-        return f"call codec.register({cls.__name__}) on both ends"
-    for base in (dict, list, tuple, set, frozenset, str, bytes, int, float, complex):
-        if issubclass(cls, base) and not issubclass(cls, enum.Enum):
-            return f"send {base.__name__}(x), or call codec.register({cls.__name__}, to_tree=..., from_tree=...) on both ends"
-    return f"call codec.register({cls.__name__}, to_tree=..., from_tree=...) on both ends"
+    raise CodecError(f"{_name(cls)} is not among the types that travel; {advice(cls)}")
 
 
 def _name(cls: type[Any]) -> str:
