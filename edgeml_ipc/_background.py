@@ -17,6 +17,7 @@ from typing import Any, Final
 from edgeml_ipc import codec
 from edgeml_ipc._dial import Dialer, Link, Pauses
 from edgeml_ipc._outgoing import Outgoing
+from edgeml_ipc._relay import RelayedDialer
 from edgeml_ipc._replies import hold
 from edgeml_ipc.errors import (
     BufferFull,
@@ -77,7 +78,7 @@ class _Request:
 class Background:
     """See the module. Any thread may call the public methods."""
 
-    def __init__(self, dialer: Dialer, outgoing: Outgoing, *, copy: bool, connect_seconds: float) -> None:
+    def __init__(self, dialer: Dialer | RelayedDialer, outgoing: Outgoing, *, copy: bool, connect_seconds: float) -> None:
         self._dialer = dialer
         self._outgoing = outgoing
         self._copy = copy

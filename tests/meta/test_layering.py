@@ -19,6 +19,7 @@ SERVICE_PARTS = {
     "_dial",
     "_guests",
     "_outgoing",
+    "_relay",
     "_replies",
     "_server",
     "_session",
