@@ -12,7 +12,19 @@ GROUND = {"errors", "_connector", "_deadline", "security"}
 TRANSPORTS = GROUND | {"transports"}
 PROTOCOL = GROUND | {"codec", "protocol"}
 # The parts of `service`:
-SERVICE_PARTS = {"_address", "_background", "_client", "_dial", "_guests", "_replies", "_server", "_session"}
+SERVICE_PARTS = {
+    "_address",
+    "_background",
+    "_client",
+    "_dial",
+    "_guests",
+    "_outgoing",
+    "_relay",
+    "_replies",
+    "_server",
+    "_session",
+    "_ticket",
+}
 SERVICE = PROTOCOL | TRANSPORTS | SERVICE_PARTS | {"service"}
 BUFFERS = {
     "_ahead",
