@@ -88,7 +88,7 @@ def test_action_keys_that_are_not_in_the_config(robot: ActionServer) -> None:
     with ActionClient("127.0.0.1", replace(ACTION, port_number=robot.port), timeout_ms=20_000) as client:
         with pytest.raises(AssertionError, match="nothing"):
             client.obs({"nothing"})
-        with pytest.raises(Exception, match="nothing"):  # noqa: PT011 - what edgeml raises
+        with pytest.raises(Exception, match="nothing"):
             client.act("nothing")
 
 
@@ -100,7 +100,7 @@ def test_action_without_callbacks_or_broadcasts() -> None:
             assert client.obs() == {"success": False, "message": "Invalid payload"}
             assert client.act("send_image") == {"success": False, "message": "Invalid payload"}
             assert server.publish_obs({"x": 1}) is False
-            with pytest.raises(Exception, match="broadcast_port"):  # noqa: PT011 - what edgeml raises
+            with pytest.raises(Exception, match="broadcast_port"):
                 client.register_obs_callback(print)
 
 

@@ -1,4 +1,4 @@
-"""What edgeml's and agentlace's own tests did with a trajectory buffer: the same calls in the same order, and what they read."""
+"""A trajectory buffer as edgeml's and agentlace's own tests use it: the same calls in the same order, and what they read."""
 
 from __future__ import annotations
 
@@ -284,7 +284,9 @@ def test_a_future_comes_with_its_offset(store: TrajectoryBufferDataStore) -> Non
 
 def test_samples_as_jax_arrays() -> None:
     store = TrajectoryBuffer(10, [DataShape("x")], use_jax=True)
-    store.register_sample_config("one", {"x": LatestSampler()}, transform=lambda data, mask: ({**data, "y": data["x"] + 1}, mask))
+    store.register_sample_config(
+        "one", {"x": LatestSampler()}, transform=lambda data, mask: ({**data, "y": data["x"] + 1}, mask)
+    )
     store.batch_insert({"x": np.arange(4.0)})
     data, mask = store.sample("one", 8)
     assert isinstance(data["x"], jnp.ndarray)
