@@ -113,6 +113,14 @@ TABLE: dict[str, dict[str, str]] = {
         "ReplayBuffer.insert": "data, end_of_trajectory",
         "EfficientReplayBuffer.insert": "data, end_of_trajectory=False",
     },
+    "gym_env": {
+        "GymEnvClient": "host='localhost', port=5546, retry_interval=0.5, timeout_ms=800",
+        "GymEnvClient.step": "action",
+        "GymEnvClient.close": "",
+        "GymEnvServerWrapper": "env, port=5546",
+        "GymEnvServerWrapper.start": "threaded=False",
+        "GymEnvServerWrapper.stop": "",
+    },
     "internal.utils": {
         "mat_to_jpeg": "img",
         "jpeg_to_mat": "buf",

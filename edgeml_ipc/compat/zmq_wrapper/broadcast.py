@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgeml_ipc._background import Background
 from edgeml_ipc._dial import Dialer
+from edgeml_ipc._outgoing import Outgoing
 from edgeml_ipc.service import Server, complete_address, options_for, set_log_level
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class BroadcastClient:
     ) -> None:
         set_log_level(log_level)
         dialer = Dialer(complete_address(ip, port), _SERVICE, {}, options_for(keys))
-        self._background = Background(dialer, copy=True, connect_seconds=_CONNECT_SECONDS)
+        self._background = Background(dialer, Outgoing(None), copy=True, connect_seconds=_CONNECT_SECONDS)
 
     def async_start(self, callback: Callable[[Any], None]) -> None:
         """Call `callback(message)` on a thread of this client's, the newest there is first."""
