@@ -76,7 +76,7 @@ ROOMS: dict[str, set[str]] = {
     "gym_env": SERVICES | {"launch"},
     "": SERVICES | {"gym_env"},
     "testing": SERVICES | {""},
-    "compat": SERVICES | {""},
+    "compat": SERVICES | {"", "datasets", "gym_env"},
     "launch": SERVICES | {""},
     "demo": SERVICES | {"", "launch", "gym_env"},
     "cli": SERVICES | {"", "launch", "demo"},
