@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from edgeml_ipc import codec
 from edgeml_ipc._dial import Dialer, Link, Pauses
+from edgeml_ipc._outgoing import Outgoing
 from edgeml_ipc._replies import hold
 from edgeml_ipc.errors import (
     BufferFull,
@@ -76,8 +77,9 @@ class _Request:
 class Background:
     """See the module. Any thread may call the public methods."""
 
-    def __init__(self, dialer: Dialer, *, copy: bool, connect_seconds: float) -> None:
+    def __init__(self, dialer: Dialer, outgoing: Outgoing, *, copy: bool, connect_seconds: float) -> None:
         self._dialer = dialer
+        self._outgoing = outgoing
         self._copy = copy
         self._connect_seconds = connect_seconds
         self._sending = threading.Lock()  # sequences go out in order; taken before _changed
@@ -187,7 +189,8 @@ class Background:
         with self._changed:
             oldest = next(iter(self._requests), request.sequence)
         envelope = ENVELOPE.pack(MAGIC, REQUEST, 0, number, request.sequence, oldest)
-        link.connection.send([envelope, *request.body], max(0.0, request.end - monotonic()))
+        body = self._outgoing.over(link.connection.transport, request.body)
+        link.connection.send([envelope, *body], max(0.0, request.end - monotonic()))
         request.sent_to = link.incarnation
 
     # --- the thread -----------------------------------------------------------------------------------------------------

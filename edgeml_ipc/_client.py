@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from time import monotonic
 from typing import Any, Final
@@ -11,6 +11,7 @@ from typing import Any, Final
 from edgeml_ipc import codec
 from edgeml_ipc._background import Background
 from edgeml_ipc._dial import Dialer, Link
+from edgeml_ipc._outgoing import Outgoing
 from edgeml_ipc.errors import (
     ConnectionClosed,
     EdgeMLError,
@@ -47,6 +48,7 @@ class Client:
         timeout: seconds for a call, from start to end, where the call names none.
         wait_for_server: keep trying while nothing answers, up to `wait_timeout` seconds. Otherwise one attempt is made.
         copy: give received arrays as writable copies instead of read-only views.
+        policies: key -> how the arrays of requests travel over tcp; see `edgeml_ipc.codec.policies`.
     Raises:
         ConnectionRefused: nothing listens. TimeoutError: silence. ConfigMismatch, IncompatiblePeer, AuthenticationError.
     """
@@ -62,17 +64,21 @@ class Client:
         wait_timeout: float = DEFAULT_WAIT_SECONDS,
         options: Options | None = None,
         copy: bool = False,
+        policies: Mapping[str, str] | None = None,
     ) -> None:
         self.address = address
         self._dialer = Dialer(address, service, config, options or Options())
         self._timeout = timeout
         self._copy = copy
+        self._outgoing = Outgoing(policies)
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._sequence = 0
         self._calls = self._retries = self._timeouts = self._reconnects = self._late_replies = 0
         self._total_latency = self._last_latency = 0.0
-        self._background = Background(self._dialer, copy=copy, connect_seconds=max(timeout, _FIRST_CONNECT_SECONDS))
+        self._background = Background(
+            self._dialer, self._outgoing, copy=copy, connect_seconds=max(timeout, _FIRST_CONNECT_SECONDS)
+        )
         if wait_for_server:
             link = self._dialer.dial_until(BLOCKING_LANE, wait_timeout, self._closing)
         else:
@@ -97,7 +103,7 @@ class Client:
         """
         seconds = self._timeout if timeout is None else timeout
         start = monotonic()
-        body = codec.encode(payload)
+        body = self._outgoing.encode(payload)
         if not self._lock.acquire(timeout=seconds):
             raise TimeoutError(f"{self.address}: calls of other threads took all of the {seconds:g} s of {method!r}")
         try:
@@ -128,7 +134,8 @@ class Client:
             if number is None:
                 raise ValueError(f"{self.address}: the server has no method {method!r}; it has {sorted(link.methods)}")
             try:
-                parts = [_pack(MAGIC, REQUEST, 0, number, sequence, sequence), *body]
+                shorter = self._outgoing.over(link.connection.transport, body)
+                parts = [_pack(MAGIC, REQUEST, 0, number, sequence, sequence), *shorter]
                 link.connection.send(parts, max(0.0, start + seconds - monotonic()))
                 if sent_to is not None:
                     self._retries += 1
@@ -208,7 +215,7 @@ class Client:
                 server took nothing in for all of the timeout.
                 What `call` raises for the outcome comes out of the future.
         """
-        return self._background.submit(method, codec.encode(payload), self._timeout if timeout is None else timeout)
+        return self._background.submit(method, self._outgoing.encode(payload), self._timeout if timeout is None else timeout)
 
     def subscribe(self, callback: Callable[[Any, int], None]) -> None:
         """Call `callback(value, version)` on the background thread for the newest published value, and those that follow.
@@ -222,6 +229,10 @@ class Client:
     def timeout(self) -> float:
         """Seconds for a call that names none."""
         return self._timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._timeout = seconds
 
     @property
     def version(self) -> int:
@@ -274,5 +285,6 @@ class Client:
             "latency_us_mean": self._total_latency / calls * 1e6 if calls else 0.0,
             "lag": self.lag,
             **self._background.stats(),
+            **self._outgoing.stats(),
             "connection": self._last_link.connection.stats(),
         }

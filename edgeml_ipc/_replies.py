@@ -10,6 +10,7 @@ from collections import OrderedDict
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from edgeml_ipc._outgoing import Outgoing
 from edgeml_ipc.transports.base import Buffer
 
 if TYPE_CHECKING:
@@ -55,13 +56,26 @@ class Lane:
 
     Attributes:
         session: the newest connection of the lane, None while there is none.
+        transport, outgoing: what that connection is of, or was, and how replies are made for it. The server sets both.
         highest: the highest sequence that was admitted.
         executing: sequences that were admitted and have no reply yet.
         replies: sequence -> envelope and codec parts.
         forgets: keep no replies: the client is away, and others are too many.
     """
 
-    __slots__ = ("_sizes", "executing", "forgets", "highest", "remembered_bytes", "replies", "session")
+    __slots__ = (
+        "_sizes",
+        "executing",
+        "forgets",
+        "highest",
+        "outgoing",
+        "remembered_bytes",
+        "replies",
+        "session",
+        "transport",
+    )
+    outgoing: Outgoing
+    transport: str
 
     def __init__(self) -> None:
         self.session: Session | None = None

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from edgeml_ipc.codec import decoder, encoder
+
 # Every transport that the services are tested on.
 SCHEMES = ("inproc", "tcp", "shm", "auto")
 
@@ -56,3 +58,15 @@ def no_threads_left() -> Iterator[None]:
     for thread in left:
         thread.join(5)
     assert [thread.name for thread in left if thread.is_alive()] == []
+
+
+@pytest.fixture(scope="module", params=["compiled", "python"])
+def codec_half(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run a module's tests twice: with the codec's compiled half, and without it."""
+    assert encoder._fast is not None
+    assert decoder._fast is not None
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "python":
+            patch.setattr(encoder, "_fast", None)
+            patch.setattr(decoder, "_fast", None)
+        yield

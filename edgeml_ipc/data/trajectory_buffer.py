@@ -147,7 +147,15 @@ def make_default_trajectory_buffer(
         >>> data["next_observations"].shape
         (8, 2)
     """
-    shapes = [
+    shapes = default_shapes(observation_space, action_space)
+    buffer = TrajectoryBuffer(capacity, shapes, **options)
+    buffer.register_sample_config("training", {shape.name.split(".")[0]: LatestSampler() for shape in shapes})
+    return buffer
+
+
+def default_shapes(observation_space: Any, action_space: Any) -> list[DataShape]:
+    """Return the fields of a step of `make_default_trajectory_buffer`."""
+    return [
         *shapes_of_space(OBSERVATIONS, observation_space),
         *shapes_of_space(NEXT + OBSERVATIONS, observation_space),
         *shapes_of_space("actions", action_space),
@@ -155,9 +163,6 @@ def make_default_trajectory_buffer(
         DataShape("masks", dtype="float64"),
         DataShape("end_of_trajectory", dtype="bool"),
     ]
-    buffer = TrajectoryBuffer(capacity, shapes, **options)
-    buffer.register_sample_config("training", {shape.name.split(".")[0]: LatestSampler() for shape in shapes})
-    return buffer
 
 
 def _trajectory_schema(data_shapes: Sequence[DataShape], n_stack: int, stack_axis: int) -> Schema:

@@ -16,7 +16,17 @@ from edgeml_ipc._deadline import Deadline
 from edgeml_ipc.errors import AddressInUse, ConnectionClosed, EdgeMLError, MessageTooLarge
 from edgeml_ipc.transports import _shm_handshake as handshake
 from edgeml_ipc.transports._shm_ends import NO_NONCE, ShmServerConnection, _core, new_link
-from edgeml_ipc.transports.base import MAX_TOPICS, Buffer, Connection, HandshakeRejected, Listener, Options, Parts, Welcome
+from edgeml_ipc.transports.base import (
+    MAX_TOPICS,
+    Buffer,
+    Connection,
+    HandshakeRejected,
+    Listener,
+    Options,
+    Parts,
+    Shorten,
+    Welcome,
+)
 
 _LOG = logging.getLogger(__name__)
 HANDSHAKE_SECONDS = 5.0  # that a client may take for its side of a handshake
@@ -171,7 +181,7 @@ class ShmListener(Listener):
 
     # ---- any thread
 
-    def publish(self, topic: int, parts: Parts) -> None:
+    def publish(self, topic: int, parts: Parts, shorten: Shorten | None = None) -> None:
         """See `Listener.publish`."""
         self._publish(topic, parts, hold=False)
 
