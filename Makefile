@@ -11,7 +11,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 BUILT_FROM := pyproject.toml setup.py $(wildcard edgeml_ipc/transports/*.c edgeml_ipc/transports/*.h \
-	edgeml_ipc/data/*.c edgeml_ipc/data/*.h transports/*.c transports/*.h)
+	edgeml_ipc/codec/*.c edgeml_ipc/codec/*.h edgeml_ipc/data/*.c edgeml_ipc/data/*.h transports/*.c transports/*.h)
 LINTED := edgeml_ipc tests benchmarks examples setup.py
 
 # Heavy libraries that only some tests read data sets with have environments of their own, made by uv, which keeps what it downloads.
@@ -47,7 +47,7 @@ check: $(STAMP)  ## lint, format, strict types, layering
 test-c:  ## the C core under ThreadSanitizer, AddressSanitizer and UBSan; weakened builds must be caught
 	@transports/tests/run.sh $(ARGS)
 
-test-rows: $(STAMP)  ## the C half of the replay buffer under AddressSanitizer and UBSan
+test-rows: $(STAMP)  ## the C halves of the replay buffer and of the codec under AddressSanitizer and UBSan
 	@tests/sanitized.sh "$(CURDIR)/$(PY)"
 
 models:  ## the Spin models of park/wake and newest-wins: they hold, and fail without each ordering (needs spin)

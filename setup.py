@@ -71,6 +71,25 @@ def rows() -> Extension:
     )
 
 
+def fast() -> Extension:
+    """Describe the extension module of the codec: what it writes and reads most, compiled."""
+    import numpy  # its headers, which this Python may lack where it builds without isolation; 2.0's serve every numpy from 1.22
+
+    flags = SANITIZERS[os.environ.get("EDGEML_IPC_SANITIZE", "")]
+    here = ROOT / "edgeml_ipc" / "codec"
+    return Extension(
+        "edgeml_ipc.codec._fast",
+        sources=[path.relative_to(ROOT).as_posix() for path in sorted(here.glob("*.c"))],
+        depends=[path.relative_to(ROOT).as_posix() for path in sorted(here.glob("*.h"))],
+        include_dirs=[numpy.get_include()],
+        define_macros=[("Py_LIMITED_API", "0x030B0000"), ("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION")],
+        extra_compile_args=[*FLAGS, *flags],
+        extra_link_args=flags,
+        py_limited_api=True,
+        optional=True,
+    )
+
+
 def warn(reason: object) -> None:
     """Tell, once and readably, that the installation goes on without the C core."""
     text = f"edgeml_ipc: installing WITHOUT the C core ({reason}): `auto` will be tcp, and a replay buffer stays in one process"
@@ -97,7 +116,7 @@ if reason is not None:
     setup()
 else:
     setup(
-        ext_modules=[core(), rows()],
+        ext_modules=[core(), rows(), fast()],
         cmdclass={"build_ext": BuildCore},
         options={"bdist_wheel": {"py_limited_api": STABLE_ABI}},
     )

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from edgeml_ipc.errors import SegmentError as SegmentError
     from edgeml_ipc.errors import TimeoutError as TimeoutError
     from edgeml_ipc.errors import TransportUnavailable as TransportUnavailable
+    from edgeml_ipc.gym_env import EnvServer as EnvServer
+    from edgeml_ipc.gym_env import RemoteEnv as RemoteEnv
+    from edgeml_ipc.gym_env import RemoteVectorEnv as RemoteVectorEnv
     from edgeml_ipc.inference import InferenceClient as InferenceClient
     from edgeml_ipc.inference import InferenceServer as InferenceServer
     from edgeml_ipc.remote_buffer import RemoteBuffer as RemoteBuffer
@@ -89,9 +92,11 @@ _CONTENTS = {
     "remote_writer": "RemoteWriter",
     "trainer": "TrainerClient TrainerConfig TrainerServer TrainerTunnel UpdateResult",
 }
-_MODULES = {name: f"edgeml_ipc.{module}" for module, names in _CONTENTS.items() for name in names.split()}
+# What needs an extra, which `from edgeml_ipc import *` must not import.
+_WITH_EXTRAS = {"gym_env": "EnvServer RemoteEnv RemoteVectorEnv"}
+_MODULES = {name: f"edgeml_ipc.{module}" for module, names in {**_CONTENTS, **_WITH_EXTRAS}.items() for name in names.split()}
 
-__all__ = sorted(["__version__", *_MODULES])
+__all__ = sorted(["__version__", *" ".join(_CONTENTS.values()).split()])
 
 
 def __getattr__(name: str) -> Any:
@@ -103,4 +108,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES})

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeml_ipc._server import Ticket
+from edgeml_ipc._ticket import Ticket
 
 
 def _signature(tree: Any) -> Hashable:

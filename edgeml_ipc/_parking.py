@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from edgeml_ipc._deadline import Deadline
-from edgeml_ipc._server import Ticket
+from edgeml_ipc._ticket import Ticket
 
 TRY_EVERY_SECONDS: Final = 0.002
 

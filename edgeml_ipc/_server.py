@@ -11,10 +11,13 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from edgeml_ipc import codec, transports
+from edgeml_ipc import transports
 from edgeml_ipc._guests import Caller, Guest, Handler, Offer, TokenBucket, offer_for
-from edgeml_ipc._replies import MAX_REPLIES_PER_LANE, Lane, ReplyMemory, Verdict
+from edgeml_ipc._outgoing import Outgoing
+from edgeml_ipc._replies import EXECUTE, MAX_REPLIES_PER_LANE, Lane, ReplyMemory, Verdict
 from edgeml_ipc._session import Session
+from edgeml_ipc._ticket import LATER, Ticket
+from edgeml_ipc.codec.decoder import decode
 from edgeml_ipc.errors import CodecError, ConnectionClosed, MessageTooLarge, PeerDied, RateLimited
 from edgeml_ipc.protocol import (
     ACK,
@@ -37,6 +40,7 @@ from edgeml_ipc.transports.base import Buffer, Connection, HandshakeRejected, Op
 logger = logging.getLogger("edgeml_ipc")
 
 TOPIC: Final = 0
+_GUESTS_OUTGOING: Final = Outgoing(None)
 _FLUSH_EVERY_SECONDS: Final = 0.002
 _STOP_SECONDS: Final = 5.0
 # The longest that the main thread waits in one piece: a Ctrl-C that comes just before the wait is seen after it.
@@ -44,35 +48,6 @@ _LOOK_FOR_SIGNALS_SECONDS: Final = 0.5
 
 # Called once per turn of the loop; returns the seconds after which it wants to be called again, or None.
 Tick = Callable[[], float | None]
-
-
-class _Later:
-    """What a handler returns that has taken the request's ticket and will answer later."""
-
-
-LATER: Final = _Later()
-
-
-class Ticket:
-    """The right to answer one request later, from the loop's thread."""
-
-    __slots__ = ("_lane", "_sequence", "_server")
-
-    def __init__(self, server: Server, lane: Lane, sequence: int) -> None:
-        self._server = server
-        self._lane = lane
-        self._sequence = sequence
-
-    def reply(self, result: Any) -> None:
-        self._server._reply(self._lane, self._sequence, result)
-
-    def fail(self, error: BaseException) -> None:
-        """Answer with an error that came out of a user's function."""
-        self._server._fail(self._lane, self._sequence, error, within_callback=True)
-
-    def ends_server(self, error: BaseException) -> bool:
-        """See `Server.ends_server`."""
-        return self._server.ends_server(error)
 
 
 class Server:
@@ -87,6 +62,10 @@ class Server:
         rate_limit: requests per second over all clients, for the methods in `limited`; None means no limit.
         guests: service name -> what is served beside `service`, at the same address.
         on_gone: called with a client's 16 bytes when the last connection of that client ended, which may come back.
+        policies: key -> how the arrays of replies and published values travel over tcp; see `edgeml_ipc.codec.policies`.
+            Not for guests.
+        on_end: called once by the loop's thread, when the loop has ended.
+        copy: give handlers writable copies of received arrays instead of read-only views.
     Raises:
         AddressInUse: another server listens there.
     """
@@ -104,13 +83,19 @@ class Server:
         limited: Iterable[str] = (),
         guests: Mapping[str, Guest] | None = None,
         on_gone: Callable[[bytes], object] | None = None,
+        policies: Mapping[str, str] | None = None,
+        on_end: Callable[[], object] | None = None,
+        copy: bool = False,
     ) -> None:
         self.incarnation = os.urandom(ID_BYTES)
         self._own = Offer(service, Guest(config, handlers), self.incarnation, limited)
         self._guests = {name: Offer(name, guest, self.incarnation) for name, guest in (guests or {}).items()}
-        self._tick = tick
+        self.tick = tick  # may be set later
         self._on_gone = on_gone
+        self._on_end = on_end
+        self._copy = copy
         self._bucket = TokenBucket(rate_limit) if rate_limit is not None else None
+        self._outgoing = Outgoing(policies)
         self._memory = ReplyMemory()
         self._sessions: dict[Connection, Session] = {}
         self._waiting: set[Session] = set()
@@ -182,10 +167,12 @@ class Server:
         finally:
             self._stopping = True
             self._listener.close()
+            if self._on_end is not None:
+                self._on_end()
             self._finished.set()
 
     def _turn(self) -> None:
-        timeout = self._tick() if self._tick is not None else None
+        timeout = None if self.tick is None else self.tick()
         if self._waiting:
             for session in list(self._waiting):
                 session.flush()
@@ -221,6 +208,8 @@ class Server:
     def _begin(self, connection: Connection) -> Session:
         offer = offer_for(connection.hello, self._own, self._guests)
         session = Session(connection, unpack_hello(connection.hello), self._memory, offer)
+        session.lane.outgoing = self._outgoing if offer is self._own else _GUESTS_OUTGOING
+        session.lane.transport = connection.transport
         self._sessions[connection] = session
         return session
 
@@ -250,7 +239,7 @@ class Server:
         if len(lane.executing) > MAX_REPLIES_PER_LANE:
             raise ProtocolViolation(f"more than {MAX_REPLIES_PER_LANE} requests without waiting for a reply")
         verdict = lane.admit(sequence, number)
-        if verdict is Verdict.EXECUTE:
+        if verdict is EXECUTE:
             self._requests += 1
             self._execute(session, method, sequence, parts)
         elif lane.session is session:  # a duplicate that was left in an older connection has been dealt with by the newer
@@ -261,7 +250,7 @@ class Server:
         if verdict is Verdict.ANSWER:
             self._retries_answered += 1
             try:
-                self._send(session, lane.replies[sequence])
+                self._send(session, lane.replies[sequence][0])
             except MessageTooLarge as too_large:
                 self._fail(lane, sequence, too_large, within_callback=False)
         elif verdict is Verdict.FORGOTTEN:
@@ -276,7 +265,7 @@ class Server:
             self._fail(lane, sequence, error, within_callback=False)
             return
         try:
-            payload = codec.decode(parts[1:])
+            payload = decode(parts, 1, self._copy)
         except CodecError as error:
             self._fail(lane, sequence, error, within_callback=False)
             return
@@ -314,7 +303,7 @@ class Server:
 
     def _reply(self, lane: Lane, sequence: int, result: Any) -> None:
         try:
-            body = codec.encode(result)
+            body = lane.outgoing.over(lane.transport, lane.outgoing.encode(result))
         except Exception as error:  # noqa: BLE001 - a user's registered class, or a dict that changed meanwhile
             self._fail(lane, sequence, error, within_callback=True)
             return
@@ -357,12 +346,13 @@ class Server:
         """Make `payload` the newest value for all subscribers; return its version, from 1 upwards. Any thread.
 
         Raises:
-            CodecError: it cannot be encoded. MessageTooLarge: over the limit. ConnectionClosed: the server was stopped.
+            CodecError: it cannot be encoded, or does not fit a policy. MessageTooLarge: over the limit.
+            ConnectionClosed: the server was stopped.
         """
-        body = codec.encode(payload)
+        body = self._outgoing.encode(payload)
         with self._publishing:
             version = self._version + 1
-            self._listener.publish(TOPIC, [ENVELOPE.pack(MAGIC, PUBLISH, 0, 0, 0, version), *body])
+            self._listener.publish(TOPIC, [ENVELOPE.pack(MAGIC, PUBLISH, 0, 0, 0, version), *body], self._outgoing.shorten)
             self._version = version
         return version
 
@@ -387,4 +377,5 @@ class Server:
             "version": self._version,
             "lag": {s.hello.client.hex(): self._version - s.taken_version for s in sessions if s.taken_version is not None},
             "transport": self._listener.stats(),
+            **self._outgoing.stats(),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -61,6 +61,9 @@ class TrainerServer(ServerFront):
         host: interface to listen on, or an address such as `shm://learner`; beyond loopback only with keys.
         transport: scheme; None means `auto`.
         keys: CURVE keys; insecure: allow listening beyond loopback without them.
+        policies: key -> how the arrays of networks and answers travel over tcp, such as {"image": "jpeg:90"};
+            see `edgeml_ipc.codec.policies`. Not over shared memory.
+        copy: give callbacks and stores writable copies of received arrays instead of read-only views.
         log_level: for this library's logger only.
     Raises:
         AddressInUse: another server listens there. AuthenticationError: beyond loopback without keys.
@@ -76,6 +79,8 @@ class TrainerServer(ServerFront):
         transport: str | None = None,
         keys: Keys | None = None,
         insecure: bool = False,
+        policies: Mapping[str, str] | None = None,
+        copy: bool = False,
         log_level: int | str | None = None,
     ) -> None:
         set_log_level(log_level)
@@ -96,6 +101,8 @@ class TrainerServer(ServerFront):
                 "request": self._request,
             },
             options=options_for(keys, insecure),
+            policies=policies,
+            copy=copy,
             rate_limit=config.rate_limit,
             limited=("request",),
             guests={BUFFER_SERVICE: self._visits.guest(lambda: self._server.caller(), lambda: self._server.ticket())},

@@ -46,6 +46,9 @@ class ActionServer(ServerFront):
         host: interface to listen on, or an address such as `shm://robot`; beyond loopback only with keys.
         transport: scheme; None means `auto`.
         keys: CURVE keys; insecure: allow listening beyond loopback without them.
+        policies: key -> how the arrays of observations and answers travel over tcp, such as {"image": "jpeg:90"};
+            see `edgeml_ipc.codec.policies`. Not over shared memory.
+        copy: give callbacks writable copies of received arrays instead of read-only views.
         log_level: for this library's logger only.
     Raises:
         AddressInUse: another server listens there. AuthenticationError: beyond loopback without keys.
@@ -61,6 +64,8 @@ class ActionServer(ServerFront):
         transport: str | None = None,
         keys: Keys | None = None,
         insecure: bool = False,
+        policies: Mapping[str, str] | None = None,
+        copy: bool = False,
         log_level: int | str | None = None,
     ) -> None:
         set_log_level(log_level)
@@ -74,6 +79,8 @@ class ActionServer(ServerFront):
             config=config,
             handlers={"obs": self._obs, "act": self._act},
             options=options_for(keys, insecure),
+            policies=policies,
+            copy=copy,
         )
 
     def publish_obs(self, payload: Mapping[str, Any]) -> int:
@@ -104,6 +111,10 @@ class ActionClient(ClientFront):
         timeout_ms: for each call, in milliseconds.
         transport: scheme; None means `auto`.
         copy: give writable copies of received arrays instead of read-only views.
+        policies: key -> how the arrays of actions travel over tcp, such as {"image": "jpeg:90"};
+            see `edgeml_ipc.codec.policies`. Not over shared memory.
+        relay: over tcp, share one subscription with the other clients on this machine that ask for it: each published version
+            crosses the network once, and all read it from shared memory.
     Raises:
         ConnectionRefused: nothing listens. TimeoutError: silence. ConfigMismatch: other config, with the differing fields.
         IncompatiblePeer: other service or version. AuthenticationError: wrong key.
@@ -119,6 +130,8 @@ class ActionClient(ClientFront):
         transport: str | None = None,
         keys: Keys | None = None,
         copy: bool = False,
+        policies: Mapping[str, str] | None = None,
+        relay: bool = False,
         wait_timeout: float = DEFAULT_WAIT_SECONDS,
         log_level: int | str | None = None,
     ) -> None:
@@ -132,6 +145,8 @@ class ActionClient(ClientFront):
             wait_timeout=wait_timeout,
             options=options_for(keys),
             copy=copy,
+            policies=policies,
+            relay=relay,
         )
 
     def obs(self, keys: Iterable[str] | None = None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,9 @@ class InferenceServer(ServerFront):
         host: interface to listen on, or an address such as `shm://policy`; beyond loopback only with keys.
         transport: scheme; None means `auto`.
         keys: CURVE keys; insecure: allow listening beyond loopback without them.
+        policies: key -> how the arrays of results travel over tcp, such as {"image": "jpeg:90"};
+            see `edgeml_ipc.codec.policies`. Not over shared memory.
+        copy: give callbacks writable copies of received arrays instead of read-only views.
         log_level: for this library's logger only.
     Raises:
         AddressInUse: another server listens there. AuthenticationError: beyond loopback without keys.
@@ -42,6 +45,8 @@ class InferenceServer(ServerFront):
         transport: str | None = None,
         keys: Keys | None = None,
         insecure: bool = False,
+        policies: Mapping[str, str] | None = None,
+        copy: bool = False,
         log_level: int | str | None = None,
     ) -> None:
         set_log_level(log_level)
@@ -53,7 +58,8 @@ class InferenceServer(ServerFront):
             config={},
             handlers={"call": self._call, "interfaces": self._interfaces},
             options=options_for(keys, insecure),
-            tick=self._run_due_batches,
+            policies=policies,
+            copy=copy,
         )
 
     def register_interface(
@@ -78,6 +84,7 @@ class InferenceServer(ServerFront):
             self._batchers.pop(name, None)
         else:
             self._batchers[name] = Batcher(function, max_batch_size, max_wait_ms)
+            self._server.tick = self._run_due_batches
             self._functions.pop(name, None)
         if replaced is not None:
             replaced.run_all()  # it took these requests: nobody else answers them
@@ -117,6 +124,8 @@ class InferenceClient(ClientFront):
         wait_for_server: keep trying to connect for up to `wait_timeout` seconds while nothing answers.
         transport: scheme; None means `auto`.
         copy: give writable copies of received arrays instead of read-only views.
+        policies: key -> how the arrays of calls travel over tcp, such as {"image": "jpeg:90"};
+            see `edgeml_ipc.codec.policies`. Not over shared memory.
     Raises:
         ConnectionRefused: nothing listens. TimeoutError: silence. IncompatiblePeer: other service or version.
         AuthenticationError: wrong key.
@@ -132,6 +141,7 @@ class InferenceClient(ClientFront):
         transport: str | None = None,
         keys: Keys | None = None,
         copy: bool = False,
+        policies: Mapping[str, str] | None = None,
         wait_timeout: float = DEFAULT_WAIT_SECONDS,
         log_level: int | str | None = None,
     ) -> None:
@@ -145,6 +155,7 @@ class InferenceClient(ClientFront):
             wait_timeout=wait_timeout,
             options=options_for(keys),
             copy=copy,
+            policies=policies,
         )
 
     def interfaces(self) -> set[str]:

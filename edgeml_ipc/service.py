@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from edgeml_ipc._address import complete_address
 from edgeml_ipc._client import DEFAULT_TIMEOUT_SECONDS, DEFAULT_WAIT_SECONDS, Client
 from edgeml_ipc._guests import Caller, Guest, Handler
-from edgeml_ipc._server import LATER, Server, Ticket
+from edgeml_ipc._server import Server
+from edgeml_ipc._ticket import LATER, Ticket
 from edgeml_ipc.transports.base import Options
 
 if TYPE_CHECKING:

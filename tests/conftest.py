@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from edgeml_ipc.codec import decoder, encoder
+
 # Every transport that the services are tested on.
 SCHEMES = ("inproc", "tcp", "shm", "auto")
 
@@ -56,3 +58,15 @@ def no_threads_left() -> Iterator[None]:
     for thread in left:
         thread.join(5)
     assert [thread.name for thread in left if thread.is_alive()] == []
+
+
+@pytest.fixture(scope="module", params=["compiled", "python"])
+def codec_half(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run a module's tests twice: with the codec's compiled half, and without it."""
+    assert encoder.encode is not encoder.encode_in_python
+    assert decoder.decode is not decoder.decode_in_python
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "python":
+            patch.setattr(encoder, "encode", encoder.encode_in_python)
+            patch.setattr(decoder, "decode", decoder.decode_in_python)
+        yield

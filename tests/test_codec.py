@@ -31,6 +31,8 @@ from edgeml_ipc import codec
 from edgeml_ipc.codec import wire
 from edgeml_ipc.errors import CodecError
 
+pytestmark = pytest.mark.usefixtures("codec_half")
+
 NUMPY_DTYPES = [np.dtype(name) for name in wire.NUMPY_DTYPES]
 ML_DTYPES = [np.dtype(getattr(ml_dtypes, name)) for name in wire.ML_DTYPES]
 ALL_DTYPES = [*NUMPY_DTYPES, *ML_DTYPES]
@@ -399,14 +401,14 @@ def test_namedtuple_with_fields_that_cannot_be_rebuilt_must_be_registered() -> N
     odd = collections.namedtuple("odd", ["a", "class"], rename=True)
     with pytest.raises(CodecError, match=r"codec\.register"):
         codec.encode(odd(1, 2))
-    codec.register(odd, name="odd")
+    codec.register(odd, name=f"odd-{uuid.uuid4()}")
     assert_same(round_trip(odd(1, 2)), odd(1, 2))
 
 
 def test_registering_later_takes_effect() -> None:
     late = collections.namedtuple("late", ["a"])
     assert type(round_trip(late(1))) is not late
-    codec.register(late, name="late")
+    codec.register(late, name=f"late-{uuid.uuid4()}")
     assert type(round_trip(late(1))) is late
 
 

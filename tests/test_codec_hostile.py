@@ -23,6 +23,8 @@ from edgeml_ipc import codec
 from edgeml_ipc.codec import decoder, encoder, wire
 from edgeml_ipc.errors import CodecError
 
+pytestmark = pytest.mark.usefixtures("codec_half")
+
 
 class Pair(NamedTuple):
     left: Any

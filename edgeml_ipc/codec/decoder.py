@@ -21,9 +21,15 @@ import msgspec
 import numpy as np
 
 from edgeml_ipc.codec import wire
-from edgeml_ipc.codec.registry import registration_named
-from edgeml_ipc.codec.wire import OWN_ARRAY, OWN_BYTES, PACKED_ARRAY, REGISTERED, SCALAR, TUPLE
+from edgeml_ipc.codec.compression import decompress
+from edgeml_ipc.codec.registry import Expanded, registration_named
+from edgeml_ipc.codec.wire import COMPRESSED_ARRAY, OWN_ARRAY, OWN_BYTES, PACKED_ARRAY, REGISTERED, SCALAR, TUPLE
 from edgeml_ipc.errors import CodecError
+
+try:
+    import edgeml_ipc.codec._fast as _fast
+except ImportError:  # not built: there is no C compiler, or it is a free-threaded Python
+    _fast = None  # type: ignore[assignment]
 
 Hook: TypeAlias = Callable[[int, memoryview], Any]
 Plan: TypeAlias = tuple[tuple[int, ...], "np.dtype[Any]", int, int]  # shape, dtype, bytes, bytes with padding
@@ -42,24 +48,22 @@ _COMPLEX = struct.Struct("<dd")
 _plans: dict[bytes, Plan] = {}
 
 
-def decode(parts: Sequence[Any], *, copy: bool = False) -> Any:
-    """Turn what `encode` made back into the tree.
+def decode_in_python(parts: Sequence[Any], first: int = 0, copy: bool = False, objects: bool = True) -> Any:
+    """See `edgeml_ipc.codec.decode`.
 
     Args:
-        parts: C-contiguous buffers, the header first.
-        copy: make each array a writable copy of its own. Otherwise arrays are read-only views that keep the part they
-            lie in alive, and are valid as long as they are referenced.
-    Raises:
-        CodecError: anything is wrong with the parts: truncated, malformed, over a limit, or holding an object of a class
-            that is not registered here.
-    Threads: any.
+        first: where the header is among the parts; what lies before it is not for the codec.
+        objects: make objects of registered classes; otherwise each is left as a `registry.Expanded`.
     """
+    if first:
+        parts = parts[first:]
     next_part = 1
     shared: Any = None  # the last part, once a small array asked for it
     offset = 0  # of the next small array within it
+    inflatable_bytes = wire.MAX_INFLATED_BYTES  # what compressed arrays may still yield
 
     def hook(code: int, data: memoryview) -> Any:
-        nonlocal next_part, shared, offset
+        nonlocal next_part, shared, offset, inflatable_bytes
         if code in _IN_SHARED:
             if shared is None:
                 shared = _readable(_part(parts, max(next_part, len(parts) - 1)))
@@ -82,8 +86,16 @@ def decode(parts: Sequence[Any], *, copy: bool = False) -> Any:
         if code == OWN_BYTES:
             next_part += 1
             return bytes(memoryview(_part(parts, next_part - 1)))
+        if code == COMPRESSED_ARRAY:
+            array = decompress(bytes(data), _part(parts, next_part), inflatable_bytes)
+            next_part += 1
+            inflatable_bytes -= array.nbytes
+            if copy and not array.flags.writeable:
+                return array.copy()
+            array.flags.writeable = copy
+            return array
         if TUPLE <= code <= REGISTERED:
-            return _container(code, _decode_msgpack(data, ext_hook=hook))  # noqa: F821 - deleted only at the end
+            return _container(code, _decode_msgpack(data, ext_hook=hook), objects)  # noqa: F821 - deleted only at the end
         return _leaf(code, bytes(data))
 
     try:
@@ -152,7 +164,7 @@ def _leaf(code: int, data: bytes) -> Any:
     raise CodecError(f"extension type {code} means nothing to this version")
 
 
-def _container(code: int, inner: Any) -> Any:
+def _container(code: int, inner: Any, objects: bool) -> Any:
     if code == wire.FROZEN_DICT:
         return _frozen_dict()(_expect(dict, inner))
     items = _expect(list, inner)
@@ -170,6 +182,8 @@ def _container(code: int, inner: Any) -> Any:
         name, fields, *values = items
         return namedtuple_class(_expect(str, name), tuple(_expect(str, fields).split()))(*values)
     name, tree = items
+    if not objects:
+        return Expanded(_expect(str, name), tree)
     registration = registration_named(_expect(str, name))
     try:
         return registration.from_tree(tree)
@@ -234,3 +248,9 @@ def _inspect(header: bytes) -> None:
             level += node
             if type(node) is dict:
                 level += node.values()
+
+
+decode: Callable[..., Any] = decode_in_python
+if _fast is not None:
+    _fast.prepare_decode(decode_in_python)
+    decode = _fast.decode

@@ -2,12 +2,13 @@
 
 The walk looks up a handler by the exact type of each node. Most leaves are written by msgspec as they are; an int past
 64 bits or a string with lone surrogates makes msgspec refuse, and only then are the leaves looked at one by one.
+
+Where the compiled half is there (`_fast.pyi`), it is asked first, and what it has no form for is done here.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import enum
+import math
 import struct
 import sys
 from collections import OrderedDict
@@ -19,9 +20,15 @@ import numpy as np
 from msgspec.msgpack import Ext
 
 from edgeml_ipc.codec import wire
+from edgeml_ipc.codec.compression import CompressedArray, describe
 from edgeml_ipc.codec.decoder import namedtuple_class
-from edgeml_ipc.codec.registry import registration_of
+from edgeml_ipc.codec.registry import Expanded, advice, registration_of
 from edgeml_ipc.errors import CodecError
+
+try:
+    import edgeml_ipc.codec._fast as _fast
+except ImportError:  # not built: there is no C compiler, or it is a free-threaded Python
+    _fast = None  # type: ignore[assignment]
 
 
 class _TooDeep(CodecError):
@@ -31,11 +38,12 @@ class _TooDeep(CodecError):
 class Out:
     """What one walk collects beside the header."""
 
-    __slots__ = ("own", "shared")
+    __slots__ = ("inflated_bytes", "own", "shared")
 
     def __init__(self) -> None:
         self.own: list[Any] = [b""]  # parts: the header's place, then one for each large array or bytes
         self.shared: list[bytes] = []  # pieces of the last part, which small arrays share
+        self.inflated_bytes = 0  # what the compressed arrays yield
 
 
 Handler: TypeAlias = Callable[[Any, Out, int], Any]  # node, out, depth of the node -> what msgspec shall write
@@ -49,17 +57,8 @@ _PLAIN = frozenset({type(None), bool, int, float, str})
 _PLAIN_KEYS = _PLAIN | {bytes}
 
 
-def encode(tree: Any) -> list[Any]:
-    """Turn a tree into buffers: a header, one for each large array or bytes, and one that the small arrays share.
-
-    Contiguous arrays of 4 KiB or more are not copied: their buffer is the array itself, or a view on it, so a change made
-    to it before the buffers are sent is sent too. The tree itself is not changed.
-
-    Raises:
-        CodecError: a node's type or dtype cannot travel, or the tree is too deep, contains itself, or is over another
-            limit. The message names the node's place and what to do.
-    Threads: any, as long as nobody changes the tree meanwhile.
-    """
+def encode_in_python(tree: Any) -> list[Any]:
+    """See `edgeml_ipc.codec.encode`."""
     out = Out()
     try:
         parts = out.own
@@ -181,6 +180,10 @@ def _registered(node: Any, out: Out, depth: int) -> Ext:
     return Ext(wire.REGISTERED, _write([registration.name, *_walk((registration.to_tree(node),), out, depth)]))
 
 
+def _expanded(node: Expanded, out: Out, depth: int) -> Ext:
+    return Ext(wire.REGISTERED, _write([node.name, *_walk((node.tree,), out, depth)]))
+
+
 # Leaves
 
 
@@ -201,7 +204,7 @@ def _array(node: np.ndarray[Any, Any], out: Out, depth: int) -> Ext:
     except KeyError:
         return _first_array(node, out, depth)
     if own:
-        out.own.append(_exportable(node))
+        out.own.append(exportable(node))
     else:
         out.shared.append(node.tobytes())
         if padding:
@@ -225,7 +228,15 @@ def _first_array(node: np.ndarray[Any, Any], out: Out, depth: int) -> Ext:
     return _array(node, out, depth)
 
 
-def _exportable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _compressed_array(node: CompressedArray, out: Out, depth: int) -> Ext:
+    out.inflated_bytes += math.prod(node.shape) * node.dtype.itemsize
+    if out.inflated_bytes > wire.MAX_INFLATED_BYTES:
+        raise CodecError(f"compressed arrays of more than {wire.MAX_INFLATED_BYTES} bytes in one message")
+    out.own.append(node.data)
+    return Ext(wire.COMPRESSED_ARRAY, describe(node))
+
+
+def exportable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the array, or a view, that exports its bytes in C order; a copy only where its memory is in another order."""
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
@@ -288,6 +299,8 @@ _BUILT_IN: dict[type[Any], Handler] = {
     complex: _complex,
     np.ndarray: _array,
     np.memmap: _array,
+    CompressedArray: _compressed_array,
+    Expanded: _expanded,
 }
 _handlers = _Handlers(_BUILT_IN)
 
@@ -304,20 +317,7 @@ def _handler_for(cls: type[Any]) -> Handler:
         return _device_array
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
         return _namedtuple_handler(cls)
-    raise CodecError(f"{_name(cls)} is not among the types that travel; {_advice(cls)}")
-
-
-def _advice(cls: type[Any]) -> str:
-    if issubclass(cls, (bytearray, memoryview)):
-        return "send bytes(x), or np.frombuffer(x, np.uint8) to avoid the copy"
-    if hasattr(cls, "__array__"):
-        return "send np.asarray(x)"
-    if dataclasses.is_dataclass(cls):
-        return f"call codec.register({cls.__name__}) on both ends"
-    for base in (dict, list, tuple, set, frozenset, str, bytes, int, float, complex):
-        if issubclass(cls, base) and not issubclass(cls, enum.Enum):
-            return f"send {base.__name__}(x), or call codec.register({cls.__name__}, to_tree=..., from_tree=...) on both ends"
-    return f"call codec.register({cls.__name__}, to_tree=..., from_tree=...) on both ends"
+    raise CodecError(f"{_name(cls)} is not among the types that travel; {advice(cls)}")
 
 
 def _name(cls: type[Any]) -> str:
@@ -356,3 +356,21 @@ def _children(node: Any) -> Iterable[tuple[Any, Any]]:
     if type(node) is dict:
         return node.items()
     return enumerate(node) if type(node) in (list, tuple) else ()
+
+
+# For the compiled half
+
+
+def _to_host(node: Any) -> np.ndarray[Any, Any] | None:
+    """Return a plain little-endian ndarray in C order that has the node's bytes, or None where the node is no array."""
+    if type(node) is not np.ndarray:
+        if _handlers[type(node)] not in (_array, _device_array):
+            return None
+        node = np.asarray(node)
+    return np.asarray(node, node.dtype.newbyteorder("<"), order="C")
+
+
+encode: Callable[[Any], list[Any]] = encode_in_python
+if _fast is not None:
+    _fast.prepare_encode(_to_host, encode_in_python)
+    encode = _fast.encode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
@@ -22,6 +23,14 @@ class Registration:
     name: str
     to_tree: Callable[[Any], Any]
     from_tree: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """An object of a registered class as its name and tree, in between `decode` without objects and `encode`."""
+
+    name: str
+    tree: Any
 
 
 _by_name: dict[str, Registration] = {}
@@ -117,3 +126,17 @@ def _items_from_tree(cls: type[Any]) -> Callable[[Any], Any]:
         return cls(*tree)
 
     return from_tree
+
+
+def advice(cls: type[Any]) -> str:
+    """Say what to do with an object of a class that cannot travel."""
+    if issubclass(cls, (bytearray, memoryview)):
+        return "send bytes(x), or np.frombuffer(x, np.uint8) to avoid the copy"
+    if hasattr(cls, "__array__"):
+        return "send np.asarray(x)"
+    if dataclasses.is_dataclass(cls):
+        return f"call codec.register({cls.__name__}) on both ends"
+    for base in (dict, list, tuple, set, frozenset, str, bytes, int, float, complex):
+        if issubclass(cls, base) and not issubclass(cls, enum.Enum):
+            return f"send {base.__name__}(x), or call codec.register({cls.__name__}, to_tree=..., from_tree=...) on both ends"
+    return f"call codec.register({cls.__name__}, to_tree=..., from_tree=...) on both ends"

@@ -19,6 +19,7 @@ OWN_BYTES = 4  # no data; the bytes are the next part
 COMPLEX = 5  # two little-endian float64
 BIG_INT = 6  # two's complement, little-endian
 SURROGATE_STR = 7  # UTF-8 that may hold lone surrogates
+COMPRESSED_ARRAY = 8  # codec, dtype and shape as text; what the codec made of its bytes is the next part
 TUPLE = 0x10  # [item ...]
 SET = 0x11  # [item ...]
 FROZENSET = 0x12  # [item ...]
@@ -35,6 +36,7 @@ MAX_BIG_INT_BYTES = 1024
 MAX_NAME_CHARS = 256  # of a registered type, a namedtuple or one of its fields
 MAX_NAMEDTUPLE_FIELDS = 256
 MAX_CACHED = 4096  # entries of each cache
+MAX_INFLATED_BYTES = 1 << 30  # what the compressed arrays of one message may yield
 
 OWN_PART_BYTES = 4096  # arrays and bytes from this size on are parts of their own, never copied by the codec
 ALIGNMENT = 8  # of each array in the shared part; no dtype below needs more

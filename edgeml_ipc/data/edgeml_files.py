@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeml_ipc.data.chunks import FIRST, LAST, TERMINAL, TRUNCATED
-from edgeml_ipc.data.columns import Array, Columns, dtype_of
+from edgeml_ipc.data.columns import Array, Columns, DataShape, dtype_of
 from edgeml_ipc.data.layout import Geometry, Run
 from edgeml_ipc.data.transitions import UNKNOWN_VERSION
 from edgeml_ipc.errors import SegmentError
@@ -30,6 +30,7 @@ from edgeml_ipc.errors import SegmentError
 MAGIC: Final = b"PK\x03\x04"
 _LOCAL_HEADER: Final = struct.Struct("<26xHH")
 _DATA, _METADATA = "data/", "metadata/"
+_TRAJECTORY: Final = ("traj/begin_idx", "traj/id", "traj/min_length")
 _ENDS: Final = ("end_of_trajectory", "dones")
 _READ_ROWS: Final = 4096
 _MOST_ROWS: Final = 1 << 40
@@ -148,7 +149,8 @@ class EdgemlRows:
         masked = np.ones(count, np.bool_)
         for begin in range(0, count, _READ_ROWS):
             end = min(begin + _READ_ROWS, count)
-            masked[begin:end] = self._values("masks", begin, end) != 0
+            if "masks" in self._fields:
+                masked[begin:end] = self._values("masks", begin, end) != 0
             for name in _ENDS:
                 if name in self._fields:
                     ended[begin:end] |= self._values(name, begin, end) != 0
@@ -213,6 +215,34 @@ def edgeml_rows(path: str, columns: Columns) -> Iterator[EdgemlRows]:
         yield EdgemlRows(path, fd, columns)
     finally:
         os.close(fd)
+
+
+def described(path: str) -> tuple[list[DataShape], dict[str, int]]:
+    """Return the fields of a trajectory buffer that edgeml or agentlace saved, and the numbers beside them, by name.
+
+    Raises:
+        SegmentError: there is no such file, or it is another kind of file.
+    """
+    try:
+        with open(path, "rb") as file:
+            members = _members(path, file.fileno())
+            numbers = {
+                name: int(np.frombuffer(os.pread(file.fileno(), member.dtype.itemsize, member.at), member.dtype)[0])
+                for name, member in members.items()
+                if member.shape == () and member.dtype.kind in "iu"
+            }
+    except OSError as error:
+        raise SegmentError(f"{path!r} cannot be read: {error.strerror}") from error
+    if missing := {"capacity", "size", "_insert_idx", *_TRAJECTORY} - numbers.keys():
+        raise SegmentError(f"{path!r} cannot be loaded: it has no integer {sorted(missing)[0]!r}")
+    if numbers["capacity"] < 1 or numbers["traj/min_length"] < 1:
+        raise SegmentError(f"{path!r} cannot be loaded: its capacity and its min_length must be at least 1, got {numbers}")
+    fields = [
+        DataShape(name.removeprefix(_DATA), member.shape[1:], member.dtype.name)
+        for name, member in members.items()
+        if name.startswith(_DATA)
+    ]
+    return fields, numbers
 
 
 def _members(path: str, fd: int) -> dict[str, _Member]:

@@ -95,7 +95,7 @@ class SharedBuffer(Saveable):
         check_min_length(min_trajectory_length)
         check_timeout("flow_timeout", flow_timeout)
         storage = Storage.attach(name)
-        if storage.schema.face != cls.__name__:
+        if storage.schema.face not in {kind.__name__ for kind in cls.__mro__}:
             storage.close()
             raise SegmentError(f"{storage.label} is a {storage.schema.face}, not a {cls.__name__}")
         buffer = cls.__new__(cls)

@@ -49,7 +49,7 @@ class Saveable(DataStoreBase):
             SegmentError: as for `load`, or as for a new buffer.
         """
         schema, saved = saved_rows.described(os.fspath(path))
-        if schema.face != cls.__name__:
+        if schema.face not in {kind.__name__ for kind in cls.__mro__}:
             raise SegmentError(f"{os.fspath(path)!r} cannot be loaded: it is a {schema.face}, not a {cls.__name__}")
         rows = saved.capacity if capacity is None else capacity
         if chunk_rows is None:

@@ -51,6 +51,10 @@ class TrajectoryBuffer(SharedBuffer):
         chunk_rows: int | None = None,
         max_writers: int = 64,
         reattach: bool = False,
+        samples_per_insert: float | None = None,
+        min_rows: int = 1,
+        slack_samples: float | None = None,
+        flow_timeout: float = 60.0,
         n_stack: int = 1,
         stack_axis: int = -1,
     ) -> None:
@@ -61,6 +65,7 @@ class TrajectoryBuffer(SharedBuffer):
             data_shapes: the fields of a step.
             min_trajectory_length: trajectories of which fewer steps are held are not sampled.
             name, seed, chunk_rows, max_writers, reattach: as for `ReplayBuffer`.
+            samples_per_insert, min_rows, slack_samples, flow_timeout: as for `ReplayBuffer`; of a batch its anchors count.
             n_stack, stack_axis: of observations that are stored once, as for `ReplayBuffer`.
         Raises:
             TypeError: a dtype that cannot be stored. ValueError: a number below 1, no fields, two of one name, or a name that
@@ -76,6 +81,10 @@ class TrajectoryBuffer(SharedBuffer):
             max_writers=max_writers,
             reattach=reattach,
             min_trajectory_length=min_trajectory_length,
+            samples_per_insert=samples_per_insert,
+            min_rows=min_rows,
+            slack_samples=slack_samples,
+            flow_timeout=flow_timeout,
         )
 
     @classmethod
@@ -138,7 +147,15 @@ def make_default_trajectory_buffer(
         >>> data["next_observations"].shape
         (8, 2)
     """
-    shapes = [
+    shapes = default_shapes(observation_space, action_space)
+    buffer = TrajectoryBuffer(capacity, shapes, **options)
+    buffer.register_sample_config("training", {shape.name.split(".")[0]: LatestSampler() for shape in shapes})
+    return buffer
+
+
+def default_shapes(observation_space: Any, action_space: Any) -> list[DataShape]:
+    """Return the fields of a step of `make_default_trajectory_buffer`."""
+    return [
         *shapes_of_space(OBSERVATIONS, observation_space),
         *shapes_of_space(NEXT + OBSERVATIONS, observation_space),
         *shapes_of_space("actions", action_space),
@@ -146,9 +163,6 @@ def make_default_trajectory_buffer(
         DataShape("masks", dtype="float64"),
         DataShape("end_of_trajectory", dtype="bool"),
     ]
-    buffer = TrajectoryBuffer(capacity, shapes, **options)
-    buffer.register_sample_config("training", {shape.name.split(".")[0]: LatestSampler() for shape in shapes})
-    return buffer
 
 
 def _trajectory_schema(data_shapes: Sequence[DataShape], n_stack: int, stack_axis: int) -> Schema:

@@ -90,7 +90,7 @@ def cost(payload_bytes: int, count: int) -> int:
     return payload_bytes + PART_COST_BYTES * count
 
 
-def _flat(part: Buffer) -> bytes | memoryview:
+def flat_part(part: Buffer) -> bytes | memoryview:
     """Return a part as flat bytes, without a copy unless its item format forbids to look at it that way."""
     if type(part) is bytes:
         return part
@@ -107,6 +107,20 @@ def _flat(part: Buffer) -> bytes | memoryview:
         return view.tobytes()
 
 
+def checked_size(flat: Sequence[bytes | memoryview], max_message_bytes: int, address: str) -> int:
+    """Return the sum of the bytes of flat parts.
+
+    Raises:
+        MessageTooLarge: over `max_message_bytes` or MAX_PARTS.
+    """
+    if not 1 <= len(flat) <= MAX_PARTS:
+        raise MessageTooLarge(f"{address}: a message has 1 to {MAX_PARTS} parts, this one has {len(flat)}")
+    payload_bytes = sum(map(len, flat))
+    if payload_bytes > max_message_bytes:
+        raise MessageTooLarge(f"{address}: a message of {payload_bytes} bytes, the limit is {max_message_bytes}")
+    return payload_bytes
+
+
 def pack(parts: Parts, max_message_bytes: int, address: str, *, owned: bool = False) -> Packed:
     """Copy `parts` into one message.
 
@@ -115,12 +129,8 @@ def pack(parts: Parts, max_message_bytes: int, address: str, *, owned: bool = Fa
     Raises:
         MessageTooLarge: over `max_message_bytes` or MAX_PARTS.
     """
-    if not 1 <= len(parts) <= MAX_PARTS:
-        raise MessageTooLarge(f"{address}: a message has 1 to {MAX_PARTS} parts, this one has {len(parts)}")
-    flat = [_flat(part) for part in parts]
-    payload_bytes = sum(map(len, flat))
-    if payload_bytes > max_message_bytes:
-        raise MessageTooLarge(f"{address}: a message of {payload_bytes} bytes, the limit is {max_message_bytes}")
+    flat = [flat_part(part) for part in parts]
+    payload_bytes = checked_size(flat, max_message_bytes, address)
     sizes: list[int] = []
     frames: list[zmq.Frame] = []
     table_end = HEAD.size + 4 * len(flat)

@@ -2,7 +2,8 @@
 
 Three kinds of thread use it, one at a time, under its port's lock: the caller of `poll`, which takes messages in and waits
 outside of zmq; any thread that sends or publishes; and the steward, which looks after the socket only while the caller of
-`poll` is elsewhere, so that handshakes, credits and acknowledgements go on while a user's callback runs.
+`poll` is elsewhere, so that handshakes, credits and acknowledgements go on while a user's callback runs. The shortener's
+thread, which comes with the first value that is published to be shortened, sends as others do.
 
 A client is known by three things: zmq's routing id while it is connected, the TCP socket's descriptor, which every received
 frame tells and which the monitor's events name, and a random session number that the listener chose and its messages carry.
@@ -24,7 +25,7 @@ from typing import Final
 import zmq
 
 from edgeml_ipc._deadline import Deadline
-from edgeml_ipc.errors import BufferFull, ConnectionClosed, PeerDied, TimeoutError
+from edgeml_ipc.errors import BufferFull, ConnectionClosed, EdgeMLError, PeerDied, TimeoutError
 from edgeml_ipc.transports import _zmq_frames as wire
 from edgeml_ipc.transports._zmq_census import Census
 from edgeml_ipc.transports._zmq_door import Arrival, Door
@@ -32,6 +33,7 @@ from edgeml_ipc.transports._zmq_flow import TOPIC_WINDOW
 from edgeml_ipc.transports._zmq_hello import Offer
 from edgeml_ipc.transports._zmq_peer import TcpPeer
 from edgeml_ipc.transports._zmq_port import Port, descriptor_of
+from edgeml_ipc.transports._zmq_shortener import LongValue, Shortener
 from edgeml_ipc.transports.base import (
     MAX_TOPICS,
     Buffer,
@@ -39,6 +41,7 @@ from edgeml_ipc.transports.base import (
     Listener,
     Options,
     Parts,
+    Shorten,
     Welcome,
 )
 
@@ -79,7 +82,8 @@ class TcpListener(Listener):
         self._census = Census(port)
         self._door = Door(port, self._census, address, welcome, offer)
         self._ready: deque[TcpPeer] = deque()
-        self._newest: dict[int, tuple[int, wire.Packed]] = {}
+        self._newest: dict[int, tuple[int, wire.Packed | LongValue]] = {}  # serial number and value
+        self._shortener = Shortener(self._shorten)
         self._publishing = threading.Lock()
         self._closing = False
         self._woken = False
@@ -134,12 +138,12 @@ class TcpListener(Listener):
         """True if `poll(0)` is known to return something, without a system call; False may be late by what the kernel holds."""
         return bool(self._ready or self._door.waiting or self._woken)
 
-    def publish(self, topic: int, parts: Parts) -> None:
-        self._publish(topic, parts, owned=False)
+    def publish(self, topic: int, parts: Parts, shorten: Shorten | None = None) -> None:
+        self._publish(topic, parts, shorten, owned=False)
 
-    def publish_owned(self, topic: int, parts: Parts) -> None:
+    def publish_owned(self, topic: int, parts: Parts, shorten: Shorten | None = None) -> None:
         """As `publish`, without a copy of large parts: they belong to the listener from now on and may never change."""
-        self._publish(topic, parts, owned=True)
+        self._publish(topic, parts, shorten, owned=True)
 
     def wake(self) -> None:
         with self._port.lock:
@@ -155,6 +159,7 @@ class TcpListener(Listener):
         self._stop.set()
         if threading.current_thread() is not self._steward:
             self._steward.join()
+        self._shortener.close()
         if self._stop_authenticator is not None:
             self._stop_authenticator()
         self._port.close()
@@ -223,6 +228,28 @@ class TcpListener(Listener):
                     self._door.turn_away(arrival.routing_id, kind, message)
                 self._settle()
 
+    # The shortener's thread.
+
+    def _shorten(self, topic: int) -> None:
+        """Shorten the newest value and send it to those who wait, if one that is newer still was not faster."""
+        with self._port.lock:
+            serial, value = self._newest[topic]
+        if not isinstance(value, LongValue):
+            return
+        try:
+            message = value.shortened()
+        except EdgeMLError as error:
+            _LOG.error("%s: a value of topic %d reaches nobody over tcp: %s", self.address, topic, error)
+            return
+        with self._port.lock:
+            if self._port.closed:
+                return
+            if self._newest[topic][0] == serial:
+                self._newest[topic] = (serial, message)
+            for peer in list(self._peers.values()):
+                self._send_value(peer, topic, serial, message)
+            self._settle()
+
     # What follows is called with the port's lock held.
 
     def _raise_if_closed(self) -> None:
@@ -277,11 +304,15 @@ class TcpListener(Listener):
             return False  # its last messages may be on their way up; the monitor's event ends it after them
         return True
 
-    def _publish(self, topic: int, parts: Parts, *, owned: bool) -> None:
+    def _publish(self, topic: int, parts: Parts, shorten: Shorten | None, *, owned: bool) -> None:
         if not 0 <= topic < MAX_TOPICS:
             raise ValueError(f"topic is {topic}, allowed are 0 to {MAX_TOPICS - 1}")
         with self._publishing:  # values become the newest in the order of the calls, although they are copied without the lock
-            value = wire.pack(parts, self._options.max_message_bytes, self.address, owned=owned)
+            value: wire.Packed | LongValue
+            if shorten is None:
+                value = wire.pack(parts, self._options.max_message_bytes, self.address, owned=owned)
+            else:
+                value = LongValue(parts, shorten, self._options.max_message_bytes, self.address, owned=owned)
             with self._port.lock:
                 self._raise_if_closed()
                 self._counters["publishes"] += 1
@@ -295,7 +326,13 @@ class TcpListener(Listener):
         if peer.ended or topic not in self._newest or not peer.credits.get(topic):
             return
         serial, value = self._newest[topic]
-        if peer.published[topic] < serial:
+        if isinstance(value, wire.Packed):
+            self._send_value(peer, topic, serial, value)
+        elif peer.published[topic] < serial:
+            self._shortener.want(topic)
+
+    def _send_value(self, peer: TcpPeer, topic: int, serial: int, value: wire.Packed) -> None:
+        if not peer.ended and peer.credits.get(topic) and peer.published[topic] < serial:
             peer.credits[topic] -= 1
             peer.published[topic] = serial
             self._transmit(peer, wire.TOPIC, value, topic)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgeml_ipc._deadline import Deadline
 from edgeml_ipc.errors import EdgeMLError, TransportUnavailable
-from edgeml_ipc.transports.base import Buffer, Connection, Listener, Options, Parts, Transport, Welcome
+from edgeml_ipc.transports.base import Buffer, Connection, Listener, Options, Parts, Shorten, Transport, Welcome
 from edgeml_ipc.transports.zeromq import HelloInfo, TcpListener, boot_id, connect_tcp, listen_tcp
 
 if TYPE_CHECKING:
@@ -117,14 +117,14 @@ class AutoListener(Listener):
             if events or self._shm.was_woken() or deadline.expired:
                 return events
 
-    def publish(self, topic: int, parts: Parts) -> None:
-        """See `Listener.publish`. The value is copied once, into a slot, which tcp then sends from."""
+    def publish(self, topic: int, parts: Parts, shorten: Shorten | None = None) -> None:
+        """See `Listener.publish`. The value is copied once, into a slot, which tcp then sends from, or shortens."""
         with self._publishing:
             held = self._shm.publish_and_hold(topic, parts)
             if held is None:
-                self._tcp.publish(topic, parts)
+                self._tcp.publish(topic, parts, shorten)
             else:
-                self._tcp.publish_owned(topic, held)
+                self._tcp.publish_owned(topic, held, shorten)
 
     def wake(self) -> None:
         """See `Listener.wake`."""

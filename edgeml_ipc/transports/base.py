@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Anything that exports a C-contiguous buffer. Python 3.12 has a name for it, 3.11 has not.
 Buffer: TypeAlias = Any
 Parts: TypeAlias = Sequence[Buffer]
+Shorten: TypeAlias = Callable[[Parts], Parts]
 
 MAX_PARTS = 16384
 MAX_TOPICS = 16
@@ -150,9 +151,13 @@ class Listener(ABC):
         """
 
     @abstractmethod
-    def publish(self, topic: int, parts: Parts) -> None:
+    def publish(self, topic: int, parts: Parts, shorten: Shorten | None = None) -> None:
         """Make `parts` the newest value of `topic`. Any thread. Never waits for a subscriber; the parts are copied.
 
+        Args:
+            shorten: makes of the parts what subscribers behind a network get in their place. It is called at most once for a
+                value, only once such a subscriber waits for it, and not on the caller's thread. A transport within one
+                machine ignores it.
         Raises:
             MessageTooLarge: over `max_message_bytes` or `MAX_PARTS`. BufferFull: the slot budget cannot hold even this value.
         """

@@ -30,6 +30,7 @@ from edgeml_ipc.transports.base import (
     Listener,
     Options,
     Parts,
+    Shorten,
     Transport,
     Welcome,
 )
@@ -295,7 +296,7 @@ class InprocListener(Listener):
             del self._connections[connection]
             found.append((connection, None))
 
-    def publish(self, topic: int, parts: Parts) -> None:
+    def publish(self, topic: int, parts: Parts, shorten: Shorten | None = None) -> None:
         if not 0 <= topic < MAX_TOPICS:
             raise ValueError(f"topic must be 0..{MAX_TOPICS - 1}, got {topic}")
         value = _copy(parts, self._options, self.address)

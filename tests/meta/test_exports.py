@@ -59,6 +59,17 @@ PUBLIC = {
 }
 
 
+# Not in `__all__`: a star import must not import what an extra brings.
+WITH_EXTRAS = {"edgeml_ipc.gym_env": ["EnvServer", "RemoteEnv", "RemoteVectorEnv"]}
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in WITH_EXTRAS.items() for name in names])
+def test_name_that_needs_an_extra_resolves_from_both_places(module: str, name: str) -> None:
+    assert getattr(edgeml_ipc, name) is getattr(importlib.import_module(module), name)
+    assert name in dir(edgeml_ipc)
+    assert name not in edgeml_ipc.__all__
+
+
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in PUBLIC.items() for name in names])
 def test_public_name_resolves_from_both_places(module: str, name: str) -> None:
     assert getattr(edgeml_ipc, name) is getattr(importlib.import_module(module), name)

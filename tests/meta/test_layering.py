@@ -12,7 +12,19 @@ GROUND = {"errors", "_connector", "_deadline", "security"}
 TRANSPORTS = GROUND | {"transports"}
 PROTOCOL = GROUND | {"codec", "protocol"}
 # The parts of `service`:
-SERVICE_PARTS = {"_address", "_background", "_client", "_dial", "_guests", "_replies", "_server", "_session"}
+SERVICE_PARTS = {
+    "_address",
+    "_background",
+    "_client",
+    "_dial",
+    "_guests",
+    "_outgoing",
+    "_relay",
+    "_replies",
+    "_server",
+    "_session",
+    "_ticket",
+}
 SERVICE = PROTOCOL | TRANSPORTS | SERVICE_PARTS | {"service"}
 BUFFERS = {
     "_ahead",
@@ -61,11 +73,11 @@ ROOMS: dict[str, set[str]] = {
     "_trainer_server": FRONTS | {"data"},
     "trainer": FRONTS | {"_trainer_server", "data"},
     # The top floor: whole programs and conveniences, which nothing below may import.
-    "": SERVICES,
+    "gym_env": SERVICES | {"launch"},
+    "": SERVICES | {"gym_env"},
     "testing": SERVICES | {""},
-    "compat": SERVICES | {""},
+    "compat": SERVICES | {"", "datasets", "gym_env"},
     "launch": SERVICES | {""},
-    "gym_env": SERVICES | {""},
     "demo": SERVICES | {"", "launch", "gym_env"},
     "cli": SERVICES | {"", "launch", "demo"},
     "__main__": {"cli"},

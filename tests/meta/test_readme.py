@@ -8,15 +8,15 @@ from tests.meta.source import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_first_code_block_is_the_quickstart() -> None:
-    """`tests/test_quickstart.py` runs that file."""
-    block = re.search(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    assert block is not None
-    assert block.group(1) == (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
+def test_the_code_blocks_are_the_quickstart() -> None:
+    """`tests/examples/test_quickstart.py` runs that example."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    folder = ROOT / "examples" / "quickstart"
+    assert blocks[:2] == [(folder / name).read_text(encoding="utf-8") for name in ("policy.py", "__main__.py")]
 
 
 def test_links_lead_somewhere() -> None:
-    folders = ("", "benchmarks/", "docs/**/", "examples/", "transports/")
+    folders = ("", "benchmarks/", "docs/**/", "examples/**/", "transports/")
     for page in (page for folder in folders for page in ROOT.glob(f"{folder}*.md")):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"

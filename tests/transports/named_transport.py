@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from edgeml_ipc import transports
 from edgeml_ipc.errors import AddressInUse, ConnectionRefused
-from edgeml_ipc.transports.base import Buffer, Connection, Listener, Options, Parts, Transport, Welcome
+from edgeml_ipc.transports.base import Buffer, Connection, Listener, Options, Parts, Shorten, Transport, Welcome
 
 
 class NamedListener(Listener):
@@ -26,8 +26,8 @@ class NamedListener(Listener):
     def poll(self, timeout: float | None) -> list[tuple[Connection, list[Buffer] | None]]:
         return self._inner.poll(timeout)
 
-    def publish(self, topic: int, parts: Parts) -> None:
-        self._inner.publish(topic, parts)
+    def publish(self, topic: int, parts: Parts, shorten: Shorten | None = None) -> None:
+        self._inner.publish(topic, parts, shorten)
 
     def wake(self) -> None:
         self._inner.wake()

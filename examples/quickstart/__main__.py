@@ -1,22 +1,10 @@
-"""A policy in one process, a robot in another: python examples/quickstart.py"""
+"""A robot asks the policy of another process: python3 examples/quickstart"""
 
 import multiprocess
 import numpy as np
+from policy import serve
 
-from edgeml_ipc import InferenceClient, InferenceServer
-
-
-def policy(observation):
-    return {"action": -0.1 * observation["state"], "brightness": observation["image"].mean()}
-
-
-def serve(pipe):
-    with InferenceServer(port_num=0) as server:  # 0: the system chooses a port
-        server.register_interface("policy", policy)
-        server.start(threaded=True)
-        pipe.send(server.port)
-        pipe.recv()  # wait until the robot is done
-
+from edgeml_ipc import InferenceClient
 
 if __name__ == "__main__":
     processes = multiprocess.get_context("spawn")

@@ -7,7 +7,7 @@ from tests.meta.source import ROOT
 
 
 def test_quickstart_prints_three_actions_and_ends() -> None:
-    command = [sys.executable, "examples/quickstart.py"]
+    command = [sys.executable, "examples/quickstart"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()

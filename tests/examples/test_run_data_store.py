@@ -10,7 +10,7 @@ import pytest
 
 from tests.meta.source import ROOT
 
-COMMAND = [sys.executable, "examples/run_data_store.py"]
+COMMAND = [sys.executable, "examples/run_data_store"]
 LEARNED = re.compile(r"learner: (\d+) transitions, (\d+) held; (\d+) batches of 256, [\d,]+ rows/s; mean reward -\d+\.\d+")
 
 
