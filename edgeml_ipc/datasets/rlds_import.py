@@ -58,11 +58,11 @@ def make_datastore(
         DatasetError: there is no data set, or none that can be read. ValueError: another type, or no RLDS data set.
 
     Example:
-        >>> buffer = make_datastore("/data/walks", capacity=100_000)  # doctest: +SKIP
+        buffer = make_datastore("/data/walks", capacity=100_000)
+        batch = buffer.sample(256)
     """
     if type not in _STORES:
         raise ValueError(f"type must be one of {list(_STORES)}, got {type!r}")
-    needed("tensorflow", "rlds")
     tfds = needed("tensorflow_datasets", "rlds")
     tensorflow = needed("tensorflow", "rlds")
     try:
@@ -78,7 +78,12 @@ def make_datastore(
     else:
         make = ReplayBuffer if type == "replay_buffer" else make_default_trajectory_buffer
         store = make(_space(spec["observation"], "observation"), _space(spec["action"], "action"), capacity)
-    return populate_datastore(store, dataset, type, data_transform)
+    try:
+        return populate_datastore(store, dataset, type, data_transform)
+    except BaseException:
+        if isinstance(store, SharedBuffer):
+            store.close()
+        raise
 
 
 def populate_datastore(
