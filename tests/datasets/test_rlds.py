@@ -270,6 +270,15 @@ def test_two_writers_episodes_do_not_mix(tmp_path: Path) -> None:
         assert all(episode.terminated and not episode.truncated for episode in found)
 
 
+def test_episodes_that_are_open_and_look_alike_are_told_apart() -> None:
+    item = {"observations": np.zeros(3), "next_observations": np.zeros(3), "actions": np.zeros(2), "rewards": 0.0, "masks": 1.0}
+    with ReplayBuffer(PLAIN_OBSERVATIONS, ACTIONS, 100, chunk_rows=3) as buffer:
+        writers = buffer.writer(), buffer.writer()
+        for step in range(20):
+            writers[step % 2].insert(item, end_of_trajectory=step == 7)
+        assert [len(episode) for episode in episodes(buffer)] == [10, 4, 6]
+
+
 def test_frames_that_are_stored_once_come_back(tmp_path: Path) -> None:
     from gymnasium import spaces
 
