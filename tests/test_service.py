@@ -430,7 +430,7 @@ def test_waiting_for_a_server_has_an_end(address: str) -> None:
     with Server(address, service="test", config=CONFIG, handlers={}) as server:
         place = server.address
     with pytest.raises(TimeoutError, match="no test server came up") as caught:
-        Client(place, service="test", config=CONFIG, wait_for_server=True, wait_timeout=0.2)
+        Client(place, service="test", config=CONFIG, wait_for_server=True, wait_timeout=2)
     assert isinstance(caught.value.__cause__, ConnectionRefused)
 
 
