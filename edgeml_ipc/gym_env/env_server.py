@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -40,6 +40,7 @@ class EnvServer(ServerFront):
         transport: scheme; None means `auto`.
         keys: CURVE keys; insecure: allow listening beyond loopback without them.
         max_clients: how many clients of a factory may have an environment at once.
+        policies: key -> how the arrays of observations and infos travel over tcp; see `edgeml_ipc.codec.policies`.
         log_level: for this library's logger only.
     Raises:
         AddressInUse: another server listens there. AuthenticationError: beyond loopback without keys.
@@ -56,6 +57,7 @@ class EnvServer(ServerFront):
         keys: Keys | None = None,
         insecure: bool = False,
         max_clients: int = 64,
+        policies: Mapping[str, str] | None = None,
         log_level: int | str | None = None,
     ) -> None:
         set_log_level(log_level)
@@ -79,6 +81,7 @@ class EnvServer(ServerFront):
                 "close": self._close,
             },
             options=options_for(keys, insecure),
+            policies=policies,
             tick=self._seats.tidy,
             on_gone=self._seats.went,
             on_end=self._seats.close,

@@ -119,6 +119,13 @@ def test_an_environment_may_change_what_it_is_given() -> None:
         env.step(np.ones(3, np.float32))
 
 
+def test_images_may_be_compressed_on_the_way() -> None:
+    with serving(make_walk, "tcp://127.0.0.1", policies={"image": "zstd"}) as server, RemoteEnv(server.address) as env:
+        with contextlib.closing(make_walk()) as near:
+            assert data_equivalence(env.reset(seed=3), near.reset(seed=3), exact=True)
+        assert server.stats()["policies"]["image"]["bytes_after"] < 24 * 24 * 3 / 10
+
+
 def test_metadata_render_mode_and_spec(served: str) -> None:
     with RemoteEnv(served) as env:
         assert env.render_mode == "rgb_array"
