@@ -85,7 +85,9 @@ def test_mujocos_own_files_and_lines_are_not_made(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     code = "from edgeml_ipc.demo.environment import make_env; make_env('HalfCheetah-v5').reset(seed=0)"
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 

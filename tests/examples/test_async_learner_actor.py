@@ -1,11 +1,15 @@
 """Actor and learner, as threads and as processes: every transition arrives, and either may be killed and started again."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
 
+from edgeml_ipc import ReplayBuffer
 from tests.examples.programs import Program
+
+pytestmark = pytest.mark.timeout(300)  # each program compiles its networks first
 
 PENDULUM = ("--env", "Pendulum-v1", "--updates-per-step", "1")
 STEP = r"^step (\d+)  return -[\d.]+ \(mean of (\d+)\)  updates (\d+)  actor_loss "
@@ -20,7 +24,9 @@ def is_png(path: Path) -> bool:
 
 
 def start_learner(tmp_path: Path, *options: str, port: str = "0") -> Program:
-    return Program("async_learner_actor", "--learner", *PENDULUM, "--port", port, "--plot", str(tmp_path / "curve.png"), *options)
+    return Program(
+        "async_learner_actor", "--learner", *PENDULUM, "--port", port, "--plot", str(tmp_path / "curve.png"), *options
+    )
 
 
 def start_actor(port: str, *options: str) -> Program:
@@ -43,7 +49,7 @@ def test_one_process(options: tuple[str, ...], tmp_path: Path) -> None:
 
 
 def test_an_actor_that_is_killed_is_replaced(tmp_path: Path) -> None:
-    with start_learner(tmp_path, "--steps", "3000") as learner:
+    with start_learner(tmp_path, "--steps", "2500") as learner:
         port = learner.wait_for(LISTENS)[3]
         with start_actor(port) as first:
             first.wait_for(r"connected over shm")
@@ -56,28 +62,30 @@ def test_an_actor_that_is_killed_is_replaced(tmp_path: Path) -> None:
         took = int(learner.wait_for(TOOK)[1])
         learner.finish()
     assert int(versions[1]) >= 1
-    assert acknowledged + sent <= took < 3500  # the first may have sent some that it did not live to tell
+    assert acknowledged + sent <= took < 3000  # the first may have sent some that it did not live to tell
     assert is_png(tmp_path / "curve.png")
 
 
 def test_a_learner_that_is_killed_goes_on_where_its_rows_end(tmp_path: Path) -> None:
     checkpoint = ("--checkpoint", str(tmp_path / "agent"))
-    with start_learner(tmp_path, *checkpoint, "--steps", "100000") as first:
+    with start_learner(tmp_path, *checkpoint, "--steps", "100000") as first, contextlib.ExitStack() as stack:
         port = first.wait_for(LISTENS)[3]
+        name = f"async-learner-actor-{port}"
+        stack.callback(ReplayBuffer.remove, name)  # where this test fails
         with start_actor(port) as actor:
             first.wait_for(STEP)
             first.kill()
             actor.wait_for(r"^actor: waiting for the learner: .*(nothing listens|ended)")
-            with start_learner(tmp_path, *checkpoint, "--steps", "3000", port=port) as second:
+            with start_learner(tmp_path, *checkpoint, "--steps", "2500", port=port) as second:
                 updates, rows, _ = map(int, second.wait_for(LISTENS).groups())
                 sent = int(actor.wait_for(SENT)[1])
                 took = int(second.wait_for(TOOK)[1])
                 actor.finish()
                 second.finish()
+        assert f"edgeml_ipc.{name}" not in os.listdir("/dev/shm")
     assert updates >= 50
     assert rows >= 1000
-    assert took == sent >= 3000
-    assert f"edgeml_ipc.async-learner-actor-{port}" not in os.listdir("/dev/shm")
+    assert took == sent >= 2500
 
 
 def test_ctrl_c_ends_both_sides(tmp_path: Path) -> None:
@@ -111,5 +119,14 @@ def test_an_actor_of_another_environment_is_refused(tmp_path: Path) -> None:
 def test_help() -> None:
     with Program("async_learner_actor", "--help") as program:
         output = program.finish()
-    for option in ("--env", "--learner", "--actor", "--ip", "--render", "--use_traj_buffer", "--rlds_log_dir", "HalfCheetah-v5"):
+    for option in (
+        "--env",
+        "--learner",
+        "--actor",
+        "--ip",
+        "--render",
+        "--use_traj_buffer",
+        "--rlds_log_dir",
+        "HalfCheetah-v5",
+    ):
         assert option in output

@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.examples.programs import Program
+
+pytestmark = pytest.mark.timeout(300)  # the networks are compiled first
 
 STEP = re.compile(r"step (\d+)  return (-?[\d.]+) \(mean of (\d+)\)  updates (\d+)  .*critic_loss [\d.e+-]+ .* [\d.]+ s")
 END = r"^episodes (\d+): the last 10 returned (-[\d.]+) on average$"
