@@ -8,10 +8,11 @@ from concurrent.futures import Future
 from time import monotonic
 from typing import Any, Final
 
-from edgeml_ipc import codec
 from edgeml_ipc._background import Background
 from edgeml_ipc._dial import Dialer, Link
 from edgeml_ipc._outgoing import Outgoing
+from edgeml_ipc._relay import RelayedDialer
+from edgeml_ipc.codec.decoder import decode
 from edgeml_ipc.errors import (
     ConnectionClosed,
     EdgeMLError,
@@ -36,6 +37,7 @@ DEFAULT_TIMEOUT_SECONDS: Final = 0.8
 DEFAULT_WAIT_SECONDS: Final = 60.0
 _FIRST_CONNECT_SECONDS: Final = 3.0  # a handshake may take longer than a call: the server's machine may be starting up
 _MAX_SENDINGS: Final = 3
+_NETWORK: Final = "tcp"
 _pack = ENVELOPE.pack
 
 
@@ -49,6 +51,7 @@ class Client:
         wait_for_server: keep trying while nothing answers, up to `wait_timeout` seconds. Otherwise one attempt is made.
         copy: give received arrays as writable copies instead of read-only views.
         policies: key -> how the arrays of requests travel over tcp; see `edgeml_ipc.codec.policies`.
+        relay: over tcp, share one subscription with the other clients on this machine that ask for it; see `_relay`.
     Raises:
         ConnectionRefused: nothing listens. TimeoutError: silence. ConfigMismatch, IncompatiblePeer, AuthenticationError.
     """
@@ -65,6 +68,7 @@ class Client:
         options: Options | None = None,
         copy: bool = False,
         policies: Mapping[str, str] | None = None,
+        relay: bool = False,
     ) -> None:
         self.address = address
         self._dialer = Dialer(address, service, config, options or Options())
@@ -76,13 +80,16 @@ class Client:
         self._sequence = 0
         self._calls = self._retries = self._timeouts = self._reconnects = self._late_replies = 0
         self._total_latency = self._last_latency = 0.0
-        self._background = Background(
-            self._dialer, self._outgoing, copy=copy, connect_seconds=max(timeout, _FIRST_CONNECT_SECONDS)
-        )
+        connect_seconds = max(timeout, _FIRST_CONNECT_SECONDS)
+        self._background = Background(self._dialer, self._outgoing, copy=copy, connect_seconds=connect_seconds)
         if wait_for_server:
             link = self._dialer.dial_until(BLOCKING_LANE, wait_timeout, self._closing)
         else:
-            link = self._dialer.dial(BLOCKING_LANE, (), max(timeout, _FIRST_CONNECT_SECONDS))
+            link = self._dialer.dial(BLOCKING_LANE, (), connect_seconds)
+        self._relayed = RelayedDialer(self._dialer) if relay and link.connection.transport == _NETWORK else None
+        self._subscriber = self._background
+        if self._relayed is not None:
+            self._subscriber = Background(self._relayed, self._outgoing, copy=copy, connect_seconds=connect_seconds)
         self._link: Link | None = link
         self._last_link = link
 
@@ -107,7 +114,7 @@ class Client:
         if not self._lock.acquire(timeout=seconds):
             raise TimeoutError(f"{self.address}: calls of other threads took all of the {seconds:g} s of {method!r}")
         try:
-            result = self._exchange(method, body, start, seconds)
+            result = self._exchange(method, body, start + seconds)
             self._last_latency = latency = monotonic() - start
             self._total_latency += latency
             return result
@@ -120,7 +127,7 @@ class Client:
         finally:
             self._lock.release()
 
-    def _exchange(self, method: str, body: list[Buffer], start: float, seconds: float) -> Any:
+    def _exchange(self, method: str, body: list[Buffer], end: float) -> Any:
         """Send one request and receive its reply, over a new connection where the present one breaks."""
         self._sequence = sequence = self._sequence + 1
         self._calls += 1
@@ -129,18 +136,18 @@ class Client:
         lost: PeerDied | None = None
         for _ in range(_MAX_SENDINGS):
             if link is None:
-                link = self._connect_again(start + seconds - monotonic(), sent_to, lost)
+                link = self._connect_again(end - monotonic(), sent_to, lost)
             number = link.methods.get(method)
             if number is None:
                 raise ValueError(f"{self.address}: the server has no method {method!r}; it has {sorted(link.methods)}")
             try:
                 shorter = self._outgoing.over(link.connection.transport, body)
                 parts = [_pack(MAGIC, REQUEST, 0, number, sequence, sequence), *shorter]
-                link.connection.send(parts, max(0.0, start + seconds - monotonic()))
+                link.connection.send(parts, left if (left := end - monotonic()) > 0 else 0.0)
                 if sent_to is not None:
                     self._retries += 1
                 sent_to = link.incarnation
-                return self._receive(link, sequence, start + seconds)
+                return self._receive(link, sequence, end)
             except PeerDied as error:
                 if error.outcome_unknown:  # the server's own word, and not the end of the connection
                     raise
@@ -159,7 +166,7 @@ class Client:
     def _receive(self, link: Link, sequence: int, end: float) -> Any:
         receive = link.connection.recv
         while True:
-            parts = receive(max(0.0, end - monotonic()))
+            parts = receive(left if (left := end - monotonic()) > 0 else 0.0)
             try:
                 kind, _, answered, link.newest_version = open_envelope(parts[0])
             except ProtocolViolation as error:
@@ -168,7 +175,7 @@ class Client:
             if answered != sequence:  # the late reply to a request that timed out
                 self._late_replies += 1
             elif kind == REPLY:
-                return codec.decode(parts[1:], copy=self._copy)
+                return decode(parts, 1, self._copy)
             elif kind == ERROR:
                 raise failure_error(parts[1] if len(parts) > 1 else b"", self.address)
 
@@ -223,7 +230,7 @@ class Client:
         A callback that raises is logged and counted. A slow one makes the client skip versions. A callback that is added
         to others sees the next value that is published.
         """
-        self._background.subscribe(callback)
+        self._subscriber.subscribe(callback)
 
     @property
     def timeout(self) -> float:
@@ -237,12 +244,12 @@ class Client:
     @property
     def version(self) -> int:
         """The newest published version that this client has taken; 0 before the first."""
-        return self._background.taken_version
+        return self._subscriber.taken_version
 
     @property
     def lag(self) -> int:
         """Published versions that this client knows of and has not taken; known from the server's messages."""
-        return self._background.lag(self._link)
+        return self._subscriber.lag(self._link)
 
     @property
     def server_incarnation(self) -> bytes:
@@ -260,6 +267,9 @@ class Client:
         """Close both connections and end the background thread. Idempotent; a call in another thread ends with an error."""
         self._closing.set()
         self._background.close()
+        if self._relayed is not None:
+            self._subscriber.close()
+            self._relayed.close()
         link = self._link
         if link is not None:
             link.connection.close()
@@ -285,6 +295,15 @@ class Client:
             "latency_us_mean": self._total_latency / calls * 1e6 if calls else 0.0,
             "lag": self.lag,
             **self._background.stats(),
+            **self._relay_stats(),
             **self._outgoing.stats(),
             "connection": self._last_link.connection.stats(),
         }
+
+    def _relay_stats(self) -> dict[str, Any]:
+        """Return the counters of the subscription where it is a relay's, and of the relay where it runs here."""
+        if self._relayed is None:
+            return {}
+        of_values = ("versions_received", "versions_skipped", "version", "versions_undecodable", "callback_errors")
+        counters = self._subscriber.stats()
+        return {**{name: counters[name] for name in of_values}, "relay": self._relayed.stats()}

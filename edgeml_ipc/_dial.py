@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Sequence
@@ -54,9 +55,21 @@ class Dialer:
     def __init__(self, address: str, service: str, config: object, options: Options) -> None:
         self.address = address
         self.service = service
-        self._config = plain_config(config)
-        self._options = options
+        self.config = plain_config(config)
+        self.options = options
         self._client_id = os.urandom(ID_BYTES)
+
+    def at(self, address: str) -> Dialer:
+        """Return the same client's dialer for another address on this machine, which has no use for keys."""
+        dialer = copy.copy(self)
+        dialer.address, dialer.options = address, Options()
+        return dialer
+
+    def another(self) -> Dialer:
+        """Return a dialer of another client for the same server."""
+        dialer = copy.copy(self)
+        dialer._client_id = os.urandom(ID_BYTES)
+        return dialer
 
     def dial(self, lane: int, topics: Sequence[int], seconds: float) -> Link:
         """Connect once.
@@ -66,9 +79,9 @@ class Dialer:
             ConfigMismatch: other config. IncompatiblePeer: other service, version or program.
         """
         deadline = Deadline(seconds)
-        hello = pack_hello(self.service, self._client_id, lane, self._config)
+        hello = pack_hello(self.service, self._client_id, lane, self.config)
         try:
-            connection = transports.connect(self.address, hello=hello, topics=topics, timeout=seconds, options=self._options)
+            connection = transports.connect(self.address, hello=hello, topics=topics, timeout=seconds, options=self.options)
         except HandshakeRejected as error:
             raise rejection_error(error.payload, self.address) from error
         except ConnectionRefused as error:

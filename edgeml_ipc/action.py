@@ -113,6 +113,8 @@ class ActionClient(ClientFront):
         copy: give writable copies of received arrays instead of read-only views.
         policies: key -> how the arrays of actions travel over tcp, such as {"image": "jpeg:90"};
             see `edgeml_ipc.codec.policies`. Not over shared memory.
+        relay: over tcp, share one subscription with the other clients on this machine that ask for it: each published version
+            crosses the network once, and all read it from shared memory.
     Raises:
         ConnectionRefused: nothing listens. TimeoutError: silence. ConfigMismatch: other config, with the differing fields.
         IncompatiblePeer: other service or version. AuthenticationError: wrong key.
@@ -129,6 +131,7 @@ class ActionClient(ClientFront):
         keys: Keys | None = None,
         copy: bool = False,
         policies: Mapping[str, str] | None = None,
+        relay: bool = False,
         wait_timeout: float = DEFAULT_WAIT_SECONDS,
         log_level: int | str | None = None,
     ) -> None:
@@ -143,6 +146,7 @@ class ActionClient(ClientFront):
             options=options_for(keys),
             copy=copy,
             policies=policies,
+            relay=relay,
         )
 
     def obs(self, keys: Iterable[str] | None = None) -> dict[str, Any]:

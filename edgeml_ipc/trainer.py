@@ -43,6 +43,8 @@ class TrainerClient(ClientFront):
         copy: give writable copies of received arrays instead of read-only views.
         policies: key -> how the arrays of uploads and requests travel over tcp, such as {"image": "jpeg:90"};
             see `edgeml_ipc.codec.policies`. Not over shared memory.
+        relay: over tcp, share one subscription with the other clients on this machine that ask for it: each published version
+            crosses the network once, and all read it from shared memory.
     Raises:
         ConnectionRefused: nothing listens. TimeoutError: silence. ConfigMismatch: other config, with the differing fields.
         IncompatiblePeer: other service or version. AuthenticationError: wrong key.
@@ -62,6 +64,7 @@ class TrainerClient(ClientFront):
         keys: Keys | None = None,
         copy: bool = False,
         policies: Mapping[str, str] | None = None,
+        relay: bool = False,
         wait_timeout: float = DEFAULT_WAIT_SECONDS,
         log_level: int | str | None = None,
     ) -> None:
@@ -82,6 +85,7 @@ class TrainerClient(ClientFront):
             options=options_for(keys),
             copy=copy,
             policies=policies,
+            relay=relay,
         )
         self._uploaders = {store: Uploader(self._client, name, store, stores[store]) for store in stores}
         self._updating = threading.Lock()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from edgeml_ipc.errors import ConfigMismatch, EdgeMLError, IncompatiblePeer
+from edgeml_ipc.errors import ConfigMismatch, EdgeMLError, IncompatiblePeer, PeerDied
 from edgeml_ipc.gym_env.description import Description
 from edgeml_ipc.gym_env.env_server import CONFIG, DEFAULT_PORT, SERVICE
 from edgeml_ipc.service import DEFAULT_WAIT_SECONDS, Client, complete_address, options_for, set_log_level
@@ -112,7 +112,12 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
                 of the one that was connected first, and its environment has other spaces. TimeoutError, PeerDied.
         """
         super().reset(seed=seed)
-        observation, info = self._call("reset", (seed, options), 2)
+        try:
+            observation, info = self._call("reset", (seed, options), 2)
+        except PeerDied as error:
+            if not error.outcome_unknown:
+                raise
+            observation, info = self._call("reset", (seed, options), 2)  # what the dead server made of it is gone with it
         if self._client.server_incarnation != self._incarnation:
             self._meet_the_successor()
         return observation, info
