@@ -20,7 +20,7 @@ EXTRAS_lerobot := lerobot,gym
 BESIDE_lerobot := lerobot==0.4.4
 HEAVY_TESTS := env CUDA_VISIBLE_DEVICES= TF_CPP_MIN_LOG_LEVEL=2 HF_HUB_OFFLINE=1
 
-.PHONY: help demo test test-datasets test-lerobot check test-c test-rows models bench venv clean
+.PHONY: help demo test test-system test-datasets test-lerobot check test-c test-rows models bench venv clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ demo: $(STAMP)  ## two actors and a learner in separate processes learn Pendulum
 
 test: $(STAMP)  ## the tests (pytest)
 	@$(PY) -m pytest $(ARGS)
+
+test-system: $(STAMP)  ## what needs chromium, and root with iproute2: a page in a browser, a slow link between namespaces
+	@$(PY) -m pytest tests/system $(ARGS)
 
 test-datasets: .venv-datasets/.installed  ## RLDS and Minari data sets, read back by their libraries (the first time: 2.5 GB)
 	@$(HEAVY_TESTS) .venv-datasets/bin/python -m pytest tests/datasets --ignore tests/datasets/lerobot $(ARGS)
