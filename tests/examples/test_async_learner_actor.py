@@ -75,7 +75,7 @@ def test_a_learner_that_is_killed_goes_on_where_its_rows_end(tmp_path: Path) -> 
         with start_actor(port) as actor:
             first.wait_for(STEP)
             first.kill()
-            actor.wait_for(r"^actor: waiting for the learner: .*(nothing listens|ended)")
+            actor.wait_for(r"^actor: waiting for the learner: ")
             with start_learner(tmp_path, *checkpoint, "--steps", "2500", port=port) as second:
                 updates, rows, _ = map(int, second.wait_for(LISTENS).groups())
                 sent = int(actor.wait_for(SENT)[1])
