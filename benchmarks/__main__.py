@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import floors, ours_services, ours_transports, peers, replay
+from benchmarks import floors, gym_vectors, ours_services, ours_transports, peers, replay
 from benchmarks.harness import Case, measure
 from benchmarks.report import as_json, doubts, machine, marks, table
 
@@ -29,7 +29,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="only list the cases")
     arguments = parser.parse_args()
 
-    cases = chosen([*floors.CASES, *peers.CASES, *ours_transports.CASES, *ours_services.CASES, *replay.CASES], arguments.only)
+    everything = [floors, peers, ours_transports, ours_services, gym_vectors, replay]
+    cases = chosen([case for module in everything for case in module.CASES], arguments.only)
     if not cases:
         parser.error(f"no case matches {arguments.only}")
     if arguments.list:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgeml_ipc.data.sampler import TrajectorySampler as TrajectorySampler
     from edgeml_ipc.data.trajectory_buffer import TrajectoryBuffer as TrajectoryBuffer
     from edgeml_ipc.data.trajectory_buffer import make_default_trajectory_buffer as make_default_trajectory_buffer
+    from edgeml_ipc.datasets.lerobot_export import export_lerobot as export_lerobot
+    from edgeml_ipc.datasets.minari_export import export_minari as export_minari
     from edgeml_ipc.datasets.rlds_export import export_rlds as export_rlds
     from edgeml_ipc.datasets.rlds_import import make_datastore as make_datastore
     from edgeml_ipc.datasets.rlds_import import populate_datastore as populate_datastore
@@ -75,6 +77,8 @@ _CONTENTS = {
     "data.replay_buffer": "ReplayBuffer",
     "data.sampler": "FutureSampler LatestSampler PrioritySampler Sampler SequenceSampler TrajectorySampler",
     "data.trajectory_buffer": "TrajectoryBuffer make_default_trajectory_buffer",
+    "datasets.lerobot_export": "export_lerobot",
+    "datasets.minari_export": "export_minari",
     "datasets.rlds_export": "export_rlds",
     "datasets.rlds_import": "make_datastore populate_datastore",
     "datasets.rlds_logger": "RLDSLogger",

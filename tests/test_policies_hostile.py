@@ -171,7 +171,7 @@ def test_a_progressive_stream_is_not_begun() -> None:
 def test_a_second_scan_is_not_begun() -> None:
     stream = jpeg()
     scan = stream[stream.index(b"\xff\xda") : -2]
-    refused("jpeg:uint8:64,64,3", table(stream[:-2] + scan + stream[-2:]), "one scan")
+    refused("jpeg:uint8:64,64,3", table(stream[:-2] + scan + stream[-2:]), "baseline JPEG stream of one scan")
 
 
 def test_the_part_may_be_missing_or_left_over() -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import multiprocess
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 
 from edgeml_ipc.action import ActionClient, ActionConfig, ActionServer
 from edgeml_ipc.data.data_store import QueuedDataStore
+from edgeml_ipc.data.replay_buffer import ReplayBuffer
 from edgeml_ipc.errors import CodecError, RemoteError
 from edgeml_ipc.inference import InferenceClient, InferenceServer
 from edgeml_ipc.trainer import TrainerClient, TrainerConfig, TrainerServer
@@ -225,6 +227,27 @@ def test_trainer(other: Any, scheme: str) -> None:
         assert not networks[0]["w"].any()
     pipe.send("stop")
     assert hear(pipe)["w"]["arrays"] == 2 * over_tcp
+
+
+def test_samples_of_a_remote_buffer_travel_as_they_are() -> None:
+    pictures, actions = Box(0, 255, (32, 32, 3), np.uint8), Box(-1, 1, (2,), np.float32)
+    config = TrainerConfig(port_number=0, request_types=["show"])
+    policies = {"*": "zstd", "observations": "resize:4x4"}
+    image = picture(32, 32)
+    with (
+        ReplayBuffer(pictures, actions, 100) as buffer,
+        TrainerServer(config, request_callback=lambda _t, p: p, host=new_address("tcp"), policies=policies) as server,
+    ):
+        for _ in range(10):
+            step = {"observations": image, "next_observations": image, "actions": np.zeros(2, np.float32), "rewards": 0.0}
+            buffer.insert({**step, "masks": 1.0})
+        server.register_data_store("steps", buffer)
+        server.start(threaded=True)
+        with ReplayBuffer.connect(f"{server.address}/steps") as remote:
+            np.testing.assert_array_equal(remote.sample(4)["observations"], np.stack([image] * 4))
+        assert server.stats()["policies"]["observations"]["arrays"] == 0
+        with TrainerClient("me", server.address, config, timeout_ms=20_000) as client:
+            assert client.request("show", {"observations": image})["observations"].shape == (4, 4, 3)
 
 
 # What does not fit

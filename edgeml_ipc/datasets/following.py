@@ -118,9 +118,9 @@ class Follower:
         own = self._buffer._default_writer
         firsts, lasts, stamps = self._runs()
         found: list[tuple[int, int, Ints, Ints]] = []
-        for run in range(len(firsts)):
-            writer = int(self._writer[firsts[run]])
-            if own is not None and writer == own.number:
+        by, newest = self._writer[firsts].tolist(), self._sequence[lasts].tolist()
+        for run, (writer, last) in enumerate(zip(by, newest, strict=True)):
+            if last <= self._known.get(writer, -1) or (own is not None and writer == own.number):
                 continue
             here = np.arange(firsts[run], lasts[run] + 1)
             here = here[self._sequence[here] > self._known.get(writer, -1)]

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,8 @@ from typing import Any, Final, NamedTuple
 from edgeml_ipc.datasets.rlds_features import Feature, features_json
 from edgeml_ipc.datasets.tf_example import record
 from edgeml_ipc.errors import DatasetError
+
+logger = logging.getLogger("edgeml_ipc")
 
 INFO: Final = "dataset_info.json"
 FEATURES: Final = "features.json"
@@ -102,14 +105,11 @@ class RLDSFolder:
                     for part in parts:
                         _write(file.fileno(), part)
                     os.fsync(file.fileno())
-                added = File(1, sum(map(len, parts)))
-                self._commit(self._generation, [*self._files, added])
             except BaseException:
                 _remove([path])
                 raise
-            loose = self._loose()
-            if len(loose) == self._most or sum(file.nbytes for file in loose) >= _FULL_BYTES:
-                self._join(self._generation + 1)
+            self._commit(self._generation, [*self._files, File(1, sum(map(len, parts)))])
+        self._join_if_full()
 
     def close(self) -> None:
         """Join what is loose, name all files as tensorflow-datasets does, and let go of the folder. Idempotent."""
@@ -190,21 +190,33 @@ class RLDSFolder:
     # ---- changing
 
     def _loose(self) -> list[File]:
-        """Return the files at the end that have one episode each and are to be joined."""
+        """Return the files at the end that have room in one file."""
         loose: list[File] = []
-        for file in reversed(self._files if self._most > 1 else []):
-            if file.episodes != 1 or file.nbytes >= _FULL_BYTES or len(loose) == self._most:
+        for file in reversed(self._files):
+            if file.nbytes >= _FULL_BYTES or file.episodes + sum(other.episodes for other in loose) > self._most:
                 break
             loose.append(file)
         return loose
 
+    def _join_if_full(self) -> None:
+        loose = self._loose()
+        is_full = sum(file.episodes for file in loose) == self._most or sum(file.nbytes for file in loose) >= _FULL_BYTES
+        if is_full and len(loose) > 1:
+            try:
+                self._join(self._generation + 1)
+            except OSError as error:  # the episodes are there, in more files
+                logger.warning("files of the data set in %r could not be joined: %s", self._directory, error)
+
     def _join(self, generation: int) -> None:
         """Copy the loose files into one, and name all anew."""
-        loose = len(self._loose())
-        kept = len(self._files) - loose
+        loose = self._loose()
+        if len(loose) < 2:
+            self._rename(generation, self._files, [])
+            return
+        kept = len(self._files) - len(loose)
+        joined = File(sum(file.episodes for file in loose), sum(file.nbytes for file in loose))
         sources = [self._path(index) for index in range(kept, len(self._files))]
-        joined = [File(loose, sum(file.nbytes for file in self._files[kept:]))] if loose else []
-        self._rename(generation, [*self._files[:kept], *joined], sources)
+        self._rename(generation, [*self._files[:kept], joined], sources)
 
     def _rename(self, generation: int, files: list[File], sources: Sequence[str]) -> None:
         """Begin a generation, the last file of which is made of `sources`, if there are any."""
@@ -216,12 +228,12 @@ class RLDSFolder:
                 _link(old, new)
             if sources:
                 _concatenate(sources, after[-1])
-            self._commit(generation, files)
         except BaseException:
             _remove(after)
             raise
+        self._commit(generation, files)
         os.fsync(self._lock)  # before what it replaces is gone
-        _remove(self._stale)
+        _remove(path for path in self._stale if path not in after)
         self._stale = before
 
     def _commit(self, generation: int, files: list[File]) -> None:

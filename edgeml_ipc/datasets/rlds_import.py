@@ -58,27 +58,47 @@ def make_datastore(
         DatasetError: there is no data set, or none that can be read. ValueError: another type, or no RLDS data set.
 
     Example:
-        >>> buffer = make_datastore("/data/walks", capacity=100_000)  # doctest: +SKIP
+        buffer = make_datastore("/data/walks", capacity=100_000)
+        batch = buffer.sample(256)
     """
-    if type not in _STORES:
-        raise ValueError(f"type must be one of {list(_STORES)}, got {type!r}")
-    needed("tensorflow", "rlds")
-    tfds = needed("tensorflow_datasets", "rlds")
-    tensorflow = needed("tensorflow", "rlds")
-    try:
-        builder = tfds.builder_from_directory(os.fspath(dataset_dir))
-        order = tfds.ReadConfig(interleave_cycle_length=1)
-        dataset = builder.as_dataset(split="all", read_config=order, shuffle_files=False)
-    except (OSError, ValueError, tensorflow.errors.OpError) as error:
-        raise DatasetError(f"the data set in {os.fspath(dataset_dir)!r} cannot be read: {error}") from error
-    spec = _step_spec(dataset)
+    check_store_type(type)
+    dataset = open_dataset(dataset_dir)
     store: DataStoreBase
     if type == "queued_datastore":
         store = QueuedDataStore(capacity)
     else:
         make = ReplayBuffer if type == "replay_buffer" else make_default_trajectory_buffer
-        store = make(_space(spec["observation"], "observation"), _space(spec["action"], "action"), capacity)
-    return populate_datastore(store, dataset, type, data_transform)
+        store = make(*spaces_of(dataset), capacity)
+    try:
+        return populate_datastore(store, dataset, type, data_transform)
+    except BaseException:
+        if isinstance(store, SharedBuffer):
+            store.close()
+        raise
+
+
+def check_store_type(type: str) -> None:
+    """Raise `ValueError` unless `make_datastore` can make a store of that type."""
+    if type not in _STORES:
+        raise ValueError(f"type must be one of {list(_STORES)}, got {type!r}")
+
+
+def open_dataset(dataset_dir: str | os.PathLike[str]) -> Any:
+    """Return a data set as a `tf.data.Dataset` of episodes, in the order of its files. Raises as `make_datastore`."""
+    tfds = needed("tensorflow_datasets", "rlds")
+    tensorflow = needed("tensorflow", "rlds")
+    try:
+        builder = tfds.builder_from_directory(os.fspath(dataset_dir))
+        order = tfds.ReadConfig(interleave_cycle_length=1)
+        return builder.as_dataset(split="all", read_config=order, shuffle_files=False)
+    except (OSError, ValueError, tensorflow.errors.OpError) as error:
+        raise DatasetError(f"the data set in {os.fspath(dataset_dir)!r} cannot be read: {error}") from error
+
+
+def spaces_of(dataset: Any) -> tuple[Any, Any]:
+    """Return the spaces of a data set's observation and action, as far as a buffer asks of them, without what is text."""
+    spec = _step_spec(dataset)
+    return _space(spec["observation"], "observation"), _space(spec["action"], "action")
 
 
 def populate_datastore(

@@ -27,8 +27,7 @@ _LONGEST_VARINT: Final = 10
 
 def packed_floats(values: npt.NDArray[Any]) -> bytes:
     """Return the content of a FloatList: what fits float32 exactly goes in without loss."""
-    packed: bytes = np.ascontiguousarray(values, "<f4").tobytes()
-    return packed
+    return bytes(np.ascontiguousarray(values, "<f4"))
 
 
 def packed_ints(values: npt.NDArray[Any]) -> bytes:
@@ -36,12 +35,12 @@ def packed_ints(values: npt.NDArray[Any]) -> bytes:
     flat = np.ascontiguousarray(values).reshape(-1)
     numbers = flat.view(np.uint64) if flat.dtype == np.uint64 else flat.astype(np.int64).view(np.uint64)
     if not len(numbers) or numbers.max() < 1 << 7:
-        return numbers.astype(np.uint8).tobytes()
+        return bytes(numbers.astype(np.uint8))
     shifted = numbers[:, None] >> (np.arange(_LONGEST_VARINT, dtype=np.uint64) * np.uint64(7))
     used = np.maximum((shifted != 0).sum(axis=1), 1)
     places = np.arange(_LONGEST_VARINT)
     groups = (shifted & np.uint64(0x7F)).astype(np.uint8) | ((places < used[:, None] - 1) << 7).astype(np.uint8)
-    return groups[places < used[:, None]].tobytes()
+    return bytes(groups[places < used[:, None]])
 
 
 def listed_bytes(values: Iterable[bytes]) -> bytes:

@@ -1,6 +1,6 @@
 """What edgeml and agentlace get wrong in their data path, each as what their users would see. Here it is right.
 
-The eleventh, that their RLDS import pairs an observation with the next step's action and reward, is in the tests of data sets.
+The eleventh, that their RLDS import pairs an observation with the next step's action and reward, is in tests/datasets.
 """
 
 from __future__ import annotations

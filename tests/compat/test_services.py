@@ -276,7 +276,7 @@ def test_what_a_client_does_without_a_server() -> None:
         clients.append(TrainerClient("a", "localhost", TrainerConfig(port_number=port), wait_for_server=True))
         clients.append(ActionClient("localhost", replace(ACTION, port_number=action.port), wait_for_server=True))
 
-    waiting = threading.Thread(target=wait)
+    waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
     with TrainerServer(TrainerConfig(port_number=port)) as server, ActionServer(ACTION, None, None) as action:
         server.start(threaded=True)
@@ -292,7 +292,11 @@ def test_waiting_goes_on_past_a_look(monkeypatch: pytest.MonkeyPatch, caplog: py
     port = nobody()
     clients: list[Any] = []
     config = TrainerConfig(port_number=port)
-    waiting = threading.Thread(target=lambda: clients.append(TrainerClient("a", "localhost", config, wait_for_server=True)))
+
+    def wait() -> None:
+        clients.append(TrainerClient("a", "localhost", config, wait_for_server=True))
+
+    waiting = threading.Thread(target=wait, daemon=True)
     with caplog.at_level(logging.WARNING, "edgeml_ipc"):
         waiting.start()
         eventually(lambda: caplog.text.count("waiting for the server") >= 2)

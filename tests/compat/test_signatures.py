@@ -108,6 +108,11 @@ TABLE: dict[str, dict[str, str]] = {
         "ReplayBufferDataStore.latest_data_id": "",
         "make_default_trajectory_buffer": "observation_space, action_space, capacity, device=None, rlds_logger=None",
     },
+    "data.tfds": {
+        "make_datastore": "dataset_dir, capacity, type='replay_buffer', data_transform=None",
+        "populate_datastore": "datastore, dataset, type=None, data_transform=None",
+        "RLDSLogger": "observation_space, action_space, dataset_name, directory, max_episodes_per_file=1000",
+    },
     "data.replay_buffer": {
         "DataShape": "name, shape=(), dtype='float32'",
         "ReplayBuffer.insert": "data, end_of_trajectory",

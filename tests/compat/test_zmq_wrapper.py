@@ -61,14 +61,14 @@ def ask(port: int, pipe: Any) -> None:
 
 def test_req_rep(spawned: Any) -> None:
     server = ReqRepServer(port=0, impl_callback=lambda message: message["add"] * 2)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     assert said(spawned(ask, server.port)) == [[1, 3, 5], [2, 2]]
     server.stop()
     thread.join(20)
     client = ReqRepClient("localhost", server.port)
     assert client.send_msg({"add": 1}) is None
-    again = threading.Thread(target=server.run)  # it listens anew, at the same port
+    again = threading.Thread(target=server.run, daemon=True)  # it listens anew, at the same port
     again.start()
     eventually(lambda: client.send_msg({"add": 2}) == 4)
     client.reset_socket()
@@ -83,7 +83,7 @@ def test_req_rep(spawned: Any) -> None:
 def test_req_rep_without_waiting_or_callback() -> None:
     taken: list[Any] = []
     server = ReqRepServer(0, taken.append)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     client = ReqRepClient("localhost", server.port, timeout_ms=20_000)
     assert client.send_msg({"x": 1}, wait_for_response=False) is None
@@ -168,7 +168,7 @@ def test_a_pair_loses_nothing_and_keeps_the_order(spawned: Any) -> None:
             done.set()
 
     server.register_callback(take)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     pipe = spawned(partner, server.port)
     for number in range(500):  # the first one waits for the client to be there
@@ -189,7 +189,7 @@ def test_a_pairs_client_may_come_first_and_a_server_may_come_back() -> None:
     client = PairClient("localhost", port)
     got: list[Any] = []
     client.register_callback(got.append)
-    thread = threading.Thread(target=client.run)
+    thread = threading.Thread(target=client.run, daemon=True)
     thread.start()
     for turn in range(2):
         server = PairServer(port)
@@ -229,7 +229,7 @@ def test_pipeline(spawned: Any) -> None:
 
 def test_a_message_whose_callback_raises_is_told(caplog: pytest.LogCaptureFixture) -> None:
     consumer = Consumer(lambda message: 1 / message, port=0)
-    thread = threading.Thread(target=consumer.start)
+    thread = threading.Thread(target=consumer.start, daemon=True)
     thread.start()
     producer = Producer(port=consumer.port)
     for number in (1, 0, 2):

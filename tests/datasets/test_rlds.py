@@ -94,16 +94,17 @@ def test_episodes_are_there_when_they_end_and_files_are_joined(tmp_path: Path) -
     assert info.splits["train"].num_bytes == sum(path.stat().st_size for path in tmp_path.glob("*tfrecord*"))
 
 
-def test_who_opens_a_data_set_again_adds_to_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("most", "lengths"), [(1, [1] * 5), (2, [2, 2, 1]), (3, [3, 2]), (9, [5])])
+def test_who_opens_a_data_set_again_adds_to_it(tmp_path: Path, most: int, lengths: list[int]) -> None:
     rng = np.random.default_rng(0)
     items = [transitions(rng, 3, PLAIN_OBSERVATIONS, truncated=True) for _ in range(5)]
     for number, episode in enumerate(items):
-        with logger(tmp_path, max_episodes_per_file=2) as log:
+        with logger(tmp_path, max_episodes_per_file=most) as log:
             assert log.stats()["episodes"] == number
             log.batch_record(episode)
     found = read(tmp_path)
     assert_same([steps["observation"][:-1] for steps in found], [np.array([i["observations"] for i in e]) for e in items])
-    assert tfds.builder_from_directory(str(tmp_path)).info.splits["train"].shard_lengths == [2, 2, 1]
+    assert tfds.builder_from_directory(str(tmp_path)).info.splits["train"].shard_lengths == lengths
 
 
 def test_a_data_set_that_is_open_or_another_one_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,28 +62,32 @@ def transitions(
     return found
 
 
-def with_extras(rng: np.random.Generator, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the fields of EXTRA."""
-    return [
-        {**item, "goal": rng.normal(size=2), "yes": bool(rng.integers(2)), "large": np.uint64(2**64 - 1 - int(rng.integers(9)))}
-        for item in items
-    ]
+def with_extras(
+    rng: np.random.Generator, items: list[dict[str, Any]], extra: Sequence[DataShape] = EXTRA
+) -> list[dict[str, Any]]:
+    """Add the fields of EXTRA that are wanted."""
+    wanted = {shape.name for shape in extra}
+    found = []
+    for item in items:
+        large = np.uint64(2**64 - 1 - int(rng.integers(9)))
+        values = {"goal": rng.normal(size=2), "yes": bool(rng.integers(2)), "large": large}
+        found.append({**item, **{name: value for name, value in values.items() if name in wanted}})
+    return found
 
 
-def replay_buffer(seed: int, capacity: int = 200, **options: Any) -> ReplayBuffer:
+def replay_buffer(seed: int, extra: Sequence[DataShape] = EXTRA) -> ReplayBuffer:
     """Return a buffer with six episodes, of which the last is open."""
-    rng = np.random.default_rng(seed)
-    buffer = ReplayBuffer(OBSERVATIONS, ACTIONS, capacity, extra_columns=EXTRA, **options)
-    fill(buffer, rng, extras=True)
+    buffer = ReplayBuffer(OBSERVATIONS, ACTIONS, 200, extra_columns=extra)
+    fill(buffer, np.random.default_rng(seed), extra=extra)
     return buffer
 
 
-def fill(buffer: SharedBuffer, rng: np.random.Generator, space: Any = OBSERVATIONS, *, extras: bool = False) -> None:
+def fill(buffer: SharedBuffer, rng: np.random.Generator, space: Any = OBSERVATIONS, *, extra: Sequence[DataShape] = ()) -> None:
     """Insert six episodes: terminated, truncated, ended afterwards, of one step, cut by other observations, and open."""
     kinds = [{"terminated": True}, {"truncated": True}, {}, {"terminated": True}, {"truncated": True}, {}]
     for number, (kind, steps) in enumerate(zip(kinds, [4, 7, 3, 1, 6, 5], strict=True)):
         items = transitions(rng, steps, space, **kind)
-        for item in with_extras(rng, items) if extras else items:
+        for item in with_extras(rng, items, extra):
             buffer.insert(item)
         if number == 2:
             buffer.end_trajectory()

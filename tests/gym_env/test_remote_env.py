@@ -119,6 +119,21 @@ def test_an_environment_may_change_what_it_is_given() -> None:
         env.step(np.ones(3, np.float32))
 
 
+class Bright(Walk):
+    observation_space = gymnasium.spaces.Dict(image=gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8))
+
+    def observe(self) -> dict[str, Any]:
+        return {"image": np.full((64, 64, 3), 200, np.uint8)}
+
+
+def test_images_may_be_compressed_on_the_way() -> None:
+    with serving(Bright, "tcp://127.0.0.1", policies={"image": "zstd"}) as server, RemoteEnv(server.address) as env:
+        assert env.reset()[0]["image"].shape == (64, 64, 3)
+        sent = server.stats()["policies"]["image"]
+        assert sent["bytes_before"] == 64 * 64 * 3
+        assert sent["bytes_after"] < 1000
+
+
 def test_metadata_render_mode_and_spec(served: str) -> None:
     with RemoteEnv(served) as env:
         assert env.render_mode == "rgb_array"

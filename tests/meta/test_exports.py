@@ -28,6 +28,8 @@ PUBLIC = {
     "edgeml_ipc.data.data_store": ["DataStoreBase", "QueuedDataStore"],
     "edgeml_ipc.datasets": [
         "RLDSLogger",
+        "export_lerobot",
+        "export_minari",
         "export_rlds",
         "make_datastore",
         "populate_datastore",
