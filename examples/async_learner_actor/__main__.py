@@ -19,7 +19,7 @@ from edgeml_ipc import EdgeMLError
 
 def both(args):
     """Learn here, act in a thread."""
-    stopped, threads = threading.Event(), []
+    stopped, failed, threads = threading.Event(), threading.Event(), []
 
     def run(address):
         ended_well = False
@@ -32,6 +32,7 @@ def both(args):
                 say(f"actor: {error}")
         finally:
             if not ended_well:
+                failed.set()
                 _thread.interrupt_main()
 
     def begin_to_act(address):
@@ -41,6 +42,10 @@ def both(args):
     args.ip = "inproc://learner"
     try:
         learn(args, begin_to_act)
+    except KeyboardInterrupt:
+        if failed.is_set():
+            sys.exit("the actor ended early")
+        raise
     finally:
         stopped.set()
         for thread in threads:

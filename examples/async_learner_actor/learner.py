@@ -29,13 +29,13 @@ def learn(args, address_known=lambda address: None):
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(Metrics(f"SAC on {args.env}, seed {args.seed}", args.plot, args.tensorboard))
         server = TrainerServer(trainer_config(args), request_callback=note_episode, host=args.ip, insecure=args.insecure)
-        stack.enter_context(server)
         agent = Agent(
             env.observation_space, env.action_space, seed=args.seed, recipe=recipe_for(args.env), batch_rows=BATCH_ROWS
         )
         buffer = make_buffer(args, env, server.port, agent.rows_per_call, stack)
         if args.rlds_log_dir:
             record(args, env, buffer, stack)
+        stack.enter_context(server)  # after the buffer, so that it stops before the buffer is closed
         if args.checkpoint and os.path.exists(args.checkpoint):
             agent.load(args.checkpoint)
             server.publish_network({"actor": agent.actor, "done": False})

@@ -20,7 +20,7 @@ from edgeml_ipc.data import (
     TrajectoryBuffer,
     make_default_trajectory_buffer,
 )
-from edgeml_ipc.errors import SegmentError
+from edgeml_ipc.errors import SegmentError, TimeoutError
 from edgeml_ipc.trainer import TrainerClient, TrainerConfig, TrainerServer
 
 SHAPES = [DataShape("number"), DataShape("arm.joints", (3,)), DataShape("arm.closed", dtype="bool")]
@@ -143,6 +143,18 @@ def test_the_last_step_is_drawn_as_often_as_any_other() -> None:
     fill(buffer, 10)
     numbers = buffer.sample("step", 10_000)[0]["number"]
     assert 850 < (numbers == 109).sum() < 1150
+
+
+def test_a_rate_limiter_counts_anchors() -> None:
+    with make(samples_per_insert=2.0, min_rows=6, slack_samples=8, flow_timeout=0.05) as buffer:
+        fill(buffer, 4)
+        with pytest.raises(TimeoutError, match=r"cannot sample 2 rows: .* 2 more inserted rows, to begin with: 4 rows were"):
+            buffer.sample("step", 2)
+        fill(buffer, 2, 4)
+        with pytest.raises(TimeoutError, match=r"cannot insert 1 rows: .* for the learner to sample 2 more rows: 10 rows were"):
+            buffer.insert(step(0))
+        buffer.sample("step", 2)
+        buffer.insert(step(0))
 
 
 def test_rows_without_a_config_are_not_sampled() -> None:
