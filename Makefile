@@ -14,10 +14,16 @@ BUILT_FROM := pyproject.toml setup.py $(wildcard edgeml_ipc/transports/*.c edgem
 	edgeml_ipc/codec/*.c edgeml_ipc/codec/*.h edgeml_ipc/data/*.c edgeml_ipc/data/*.h transports/*.c transports/*.h)
 LINTED := edgeml_ipc tests benchmarks examples setup.py
 
-.PHONY: help demo test check test-c test-rows models bench venv clean
+# Heavy libraries that only some tests read data sets with have environments of their own, made by uv, which keeps what it downloads.
+EXTRAS_datasets := rlds,minari,lerobot,gym
+EXTRAS_lerobot := lerobot,gym
+BESIDE_lerobot := lerobot==0.4.4
+HEAVY_TESTS := env CUDA_VISIBLE_DEVICES= TF_CPP_MIN_LOG_LEVEL=2 HF_HUB_OFFLINE=1
+
+.PHONY: help demo test test-system test-datasets test-lerobot check test-c test-rows models bench venv clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo '  ARGS="..." is handed on, e.g. make demo ARGS="--transport tcp", make test ARGS="-x tests/codec"'
 
 demo: $(STAMP)  ## two actors and a learner in separate processes learn Pendulum; one actor is killed on the way
@@ -25,6 +31,15 @@ demo: $(STAMP)  ## two actors and a learner in separate processes learn Pendulum
 
 test: $(STAMP)  ## the tests (pytest)
 	@$(PY) -m pytest $(ARGS)
+
+test-system: $(STAMP)  ## what needs chromium, and root with iproute2: a page in a browser, a slow link between namespaces
+	@$(PY) -m pytest tests/system $(ARGS)
+
+test-datasets: .venv-datasets/.installed  ## RLDS and Minari data sets, read back by their libraries (the first time: 2.5 GB)
+	@$(HEAVY_TESTS) .venv-datasets/bin/python -m pytest tests/datasets --ignore tests/datasets/lerobot $(ARGS)
+
+test-lerobot: .venv-lerobot/.installed  ## LeRobot data sets, read back by LeRobot, which brings torch (the first time: 8 GB)
+	@$(HEAVY_TESTS) .venv-lerobot/bin/python -m pytest tests/datasets/lerobot $(ARGS)
 
 check: $(STAMP)  ## lint, format, strict types, layering
 	$(PY) -m ruff check $(LINTED)
@@ -66,4 +81,12 @@ $(STAMP): $(BUILT_FROM)
 			/ERROR|^error|WARNING edgeml/ { bad = 1 } bad { print; fflush() }'
 	@$(PY) -c 'import edgeml_ipc.transports._core' 2>/dev/null || \
 		echo 'NOTE: the shared-memory core was not built (is there a C compiler?); `auto` addresses will use tcp' >&2
+	@touch $@
+
+.venv-%/.installed: $(BUILT_FROM)
+	@echo 'installing what the tests of data sets need into .venv-$* ...'
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --editable '.[$(EXTRAS_$*)]' $(BESIDE_$*) \
+		pytest pytest-timeout hypothesis psutil
 	@touch $@

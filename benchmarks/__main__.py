@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     running.set_defaults(call=run)
     size = running.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="3 short rounds, unpinned only: to see that it runs, not to quote")
-    size.add_argument("--full", action="store_true", help="also sweeps of sizes, numbers of processes, and malloc without trimming")
+    size.add_argument("--full", action="store_true", help="also sizes from 0 to 256 MiB, more processes, untrimmed malloc")
     running.add_argument("--json", type=Path, metavar="FILE", help="also write everything, round by round, to FILE")
     running.add_argument("--only", action="append", default=[], metavar="NAME", help="only cases whose name contains NAME")
     running.add_argument("--list", action="store_true", help="only list the cases; `full`: those that need --full, or --only")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks import floors, replay
+from benchmarks import floors, gym_vectors, replay
 from benchmarks.harness import Case, Mark
 from benchmarks.ours import codec, idle, publish, ring, scale, uploads
 from benchmarks.ours.ways import ServiceWay, TransportWay, UploadWay
@@ -80,6 +80,7 @@ CASES: list[Case] = [
     *publish.CASES,
     *idle.CASES,
     *scale.CASES,
+    *gym_vectors.CASES,
     *replay.CASES,
 ]
 

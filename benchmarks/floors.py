@@ -47,9 +47,7 @@ def cold_copy(_placement: Placement, nbytes: int) -> Iterator[Round]:
 def _pingpong(how: str, words: str) -> Case:
     source = [Path(__file__).with_name("pingpong.c")]
     what = f"64 bytes there and back, C, both {words}"
-    return Case(
-        f"floor.pingpong.{how}", "floor", what, lambda p: program(p, source, how, PINGPONG_NS[how]), group=GROUP
-    )
+    return Case(f"floor.pingpong.{how}", "floor", what, lambda p: program(p, source, how, PINGPONG_NS[how]), group=GROUP)
 
 
 def _warm(name: str, what: str, nbytes: int, group: str, targets: int = 1) -> Case:

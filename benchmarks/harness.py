@@ -90,8 +90,8 @@ class Mark:
     """What a case should reach.
 
     Attributes:
-        figure: a key of `Sample.summary`. With `of_floor` or `of` it is compared with the same figure of the case's floor, so that
-            more is better: how many times as fast for "p50_us" and "p99_us", else how many times as much.
+        figure: a key of `Sample.summary`. With `of_floor` or `of` it is compared with the same figure of the case's floor, so
+            that more is better: how many times as fast for "p50_us" and "p99_us", else how many times as much.
         at_least, at_most: one of the two is given.
         of: the case that it is compared with in place of the floor. aim: what would be better still, if anything.
         allowance_us: taken off a time before it is compared.
@@ -265,21 +265,20 @@ def measure(
     Args:
         where: placements; None means all that the machine allows.
     """
+    where = placements() if where is None else where
     results: list[Result] = []
-    total = len(cases) * rounds * len(placements() if where is None else where)
-    done = 0
+    total = len(cases) * len(where) * rounds
+
+    def log_place(text: str) -> None:
+        log(f"[{sum(len(r.rounds) if r.unavailable is None else rounds for r in results):4}/{total}] {text}")
+
     for group in dict.fromkeys(case.group for case in cases):
         members = [case for case in cases if case.group == group]
-        for placement in placements() if where is None else where:
-
-            def log_round(text: str, before: int = done) -> None:
-                log(f"[{before + sum(len(r.rounds) for r in turns):4}/{total}] {text}")
-
+        for placement in where:
             turns = [Result.of(case, placement.name) for case in members]
-            with placement.applied():
-                _take_turns(members, turns, placement, rounds, seconds, log_round)
             results += turns
-            done += len(members) * rounds
+            with placement.applied():
+                _take_turns(members, turns, placement, rounds, seconds, log_place)
     return results
 
 

@@ -34,14 +34,21 @@ class Picture:
     value: Callable[[float, float], float]
 
 
+def _same(y: float, _: float) -> float:
+    return y
+
+
+_TRIP, _CLIENTS = "There and back: a message of that size, 48 bytes back", "Clients of one server, 64 bytes there, 48 back"
+_BYTES, _CPU = "Bytes carried, one message at a time", "CPU time of both processes for one message"
+_NETWORK, _ROWS = "50 MB, until all subscribers have read it", "Actors that insert one by one into one buffer"
 PICTURES = (
-    Picture("latency-against-size", "size", "There and back: a message of that size, 48 bytes back", "p50, µs", "p50_us", lambda y, x: y),
-    Picture("throughput-against-size", "size", "Bytes carried, one message at a time", "MB/s", "per_second", lambda y, x: y * x / 1e6),
-    Picture("cpu-against-size", "size", "CPU time of both processes for one message", "CPU, µs", "cpu_us", lambda y, x: y),
-    Picture("clients", "clients", "Clients of one server", "calls per second, of all", "per_second", lambda y, x: y),
-    Picture("clients-latency", "clients", "Clients of one server", "p99 of a call, µs", "p99_us", lambda y, x: y),
-    Picture("subscribers", "subscribers", "50 MB, until all subscribers have read it", "p50, ms", "p50_us", lambda y, x: y / 1e3),
-    Picture("actors", "actors", "Actors that insert one by one into one buffer", "rows per second, of all", "per_second", lambda y, x: y),
+    Picture("latency-against-size", "size", _TRIP, "p50, µs", "p50_us", _same),
+    Picture("throughput-against-size", "size", _BYTES, "MB/s", "per_second", lambda y, x: y * x / 1e6),
+    Picture("cpu-against-size", "size", _CPU, "CPU, µs", "cpu_us", _same),
+    Picture("clients", "clients", _CLIENTS, "calls per second, of all", "per_second", _same),
+    Picture("clients-latency", "clients", _CLIENTS, "p99 of a call, µs", "p99_us", _same),
+    Picture("subscribers", "subscribers", _NETWORK, "p50, ms", "p50_us", lambda y, _: y / 1e3),
+    Picture("actors", "actors", _ROWS, "rows per second, of all", "per_second", _same),
 )
 
 
@@ -59,24 +66,9 @@ def draw(results: Sequence[Result], folder: Path) -> list[str]:
     matplotlib.rcParams["svg.hashsalt"] = "edgeml_ipc"  # the same file from the same results
     written = []
     for picture in PICTURES:
-        points = [r for r in results if r.axis and r.axis.picture == picture.axis and r.has(picture.key)]
-        shown = [r for r in points if r.placement == "unpinned"]
-        if shown:
-            name = f"{picture.file}.svg"
-            _draw(importlib.import_module("matplotlib.pyplot"), picture, shown, folder / name)
-            written.append(name)
-    return written
-
-
-def _draw(pyplot: Any, picture: Picture, results: Sequence[Result], path: Path) -> None:
-    figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
-    lines: dict[str, list[Result]] = {}
-    for result in results:
-        assert result.axis
-        lines.setdefault(result.axis.line, []).append(result)
-    ours = others = 0
-    for line, members in lines.items():
-        points = [_point(picture, r) for r in sorted(members, key=_x) if not (picture.file.startswith("throughput") and _x(r) == 0)]
+        points = [(x, y) for x, y in (_point(picture, r) for r in sorted(members, key=_x)) if y > 0]
+        if not points:
+            continue  # an empty message carries nothing
         style: dict[str, Any]
         if members[0].layer == "ours":
             style = {"color": OURS[ours % len(OURS)], "linewidth": 2.4, "zorder": 3}

@@ -44,9 +44,7 @@ def _run(pipe: Any, cpu: int | None, target: Callable[..., None], args: tuple[An
 
 
 @contextmanager
-def spawned_on(
-    cpu: int | None, environment: Mapping[str, str], target: Callable[..., None], *args: Any, daemon: bool = True
-) -> Iterator[Other]:
+def spawned_on(cpu: int | None, environment: Mapping[str, str], target: Callable[..., None], *args: Any) -> Iterator[Other]:
     """Run `target(pipe, *args)` in a new process on a CPU (None: any) with more in its environment.
 
     At the end the target is sent "stop" and must return; one that does not within 10 s is killed.
@@ -56,7 +54,7 @@ def spawned_on(
     """
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
-    process = context.Process(target=_run, args=(theirs, cpu, target, args), daemon=daemon)
+    process = context.Process(target=_run, args=(theirs, cpu, target, args), daemon=True)
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:

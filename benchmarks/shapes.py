@@ -28,9 +28,7 @@ BATCHES = {"single": 1, "list50": payloads.STACKED, "stacked50": payloads.STACKE
 
 
 @contextmanager
-def operation(
-    way: Way, address: Any, shared: Any, nbytes: int, handler: Handler
-) -> Iterator[Callable[[], object]]:
+def operation(way: Way, address: Any, shared: Any, nbytes: int, handler: Handler) -> Iterator[Callable[[], object]]:
     """Enter with one round trip, after one whose answer was looked at."""
     message = payloads.block(nbytes)
     with way.ask(address, shared, nbytes) as ask:
@@ -60,10 +58,10 @@ def round_trip(
     with ExitStack() as stack:
         shared = stack.enter_context(way.shared(nbytes))
         answering = (way.answer, shared, nbytes, handler)
-        server = stack.enter_context(spawned_on(placement.cpu_of_peer(0), environment, call_with_pipe, *answering, daemon=False))
+        server = stack.enter_context(spawned_on(placement.cpu_of_peer(0), environment, call_with_pipe, *answering))
         args = (way, server.said, shared, nbytes, handler)
         asking = (operation, args, [server.pid], pause if asleep else None)
-        asker = spawned_on(placement.cpu_of_asker(0), environment, ask_until_stopped, *asking, daemon=False)
+        asker = spawned_on(placement.cpu_of_asker(0), environment, ask_until_stopped, *asking)
         yield asked_by([stack.enter_context(asker)])
 
 
@@ -160,9 +158,9 @@ def stream(placement: Placement, way: Way, kind: str) -> Iterator[Round]:
     nbytes, each = 1 << 16, BATCHES[kind]
     with ExitStack() as stack:
         shared = stack.enter_context(way.shared(nbytes))
-        taker = stack.enter_context(spawned_on(placement.cpu_of_peer(0), {}, taking, way, shared, nbytes, daemon=False))
+        taker = stack.enter_context(spawned_on(placement.cpu_of_peer(0), {}, taking, way, shared, nbytes))
         gives = (way, taker.said, shared, nbytes, kind)
-        giver = stack.enter_context(spawned_on(placement.cpu_of_asker(0), {}, giving, *gives, daemon=False))
+        giver = stack.enter_context(spawned_on(placement.cpu_of_asker(0), {}, giving, *gives))
 
         def run(seconds: float) -> Sample:
             giver.pipe.send(seconds)

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from edgeml_ipc.data.sampler import TrajectorySampler as TrajectorySampler
     from edgeml_ipc.data.trajectory_buffer import TrajectoryBuffer as TrajectoryBuffer
     from edgeml_ipc.data.trajectory_buffer import make_default_trajectory_buffer as make_default_trajectory_buffer
+    from edgeml_ipc.datasets.lerobot_export import export_lerobot as export_lerobot
+    from edgeml_ipc.datasets.minari_export import export_minari as export_minari
+    from edgeml_ipc.datasets.rlds_export import export_rlds as export_rlds
+    from edgeml_ipc.datasets.rlds_import import make_datastore as make_datastore
+    from edgeml_ipc.datasets.rlds_import import populate_datastore as populate_datastore
+    from edgeml_ipc.datasets.rlds_logger import RLDSLogger as RLDSLogger
     from edgeml_ipc.errors import AddressInUse as AddressInUse
     from edgeml_ipc.errors import AuthenticationError as AuthenticationError
     from edgeml_ipc.errors import BufferEmpty as BufferEmpty
@@ -36,6 +42,7 @@ if TYPE_CHECKING:
     from edgeml_ipc.errors import ConfigMismatch as ConfigMismatch
     from edgeml_ipc.errors import ConnectionClosed as ConnectionClosed
     from edgeml_ipc.errors import ConnectionRefused as ConnectionRefused
+    from edgeml_ipc.errors import DatasetError as DatasetError
     from edgeml_ipc.errors import EdgeMLError as EdgeMLError
     from edgeml_ipc.errors import IncompatiblePeer as IncompatiblePeer
     from edgeml_ipc.errors import MessageTooLarge as MessageTooLarge
@@ -70,9 +77,14 @@ _CONTENTS = {
     "data.replay_buffer": "ReplayBuffer",
     "data.sampler": "FutureSampler LatestSampler PrioritySampler Sampler SequenceSampler TrajectorySampler",
     "data.trajectory_buffer": "TrajectoryBuffer make_default_trajectory_buffer",
+    "datasets.lerobot_export": "export_lerobot",
+    "datasets.minari_export": "export_minari",
+    "datasets.rlds_export": "export_rlds",
+    "datasets.rlds_import": "make_datastore populate_datastore",
+    "datasets.rlds_logger": "RLDSLogger",
     "errors": (
         "AddressInUse AuthenticationError BufferEmpty BufferFull CodecError ConfigMismatch ConnectionClosed "
-        "ConnectionRefused EdgeMLError IncompatiblePeer MessageTooLarge PeerDied RateLimited RemoteError "
+        "ConnectionRefused DatasetError EdgeMLError IncompatiblePeer MessageTooLarge PeerDied RateLimited RemoteError "
         "SegmentError TimeoutError TransportUnavailable"
     ),
     "inference": "InferenceClient InferenceServer",

@@ -14,11 +14,11 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
-from edgeml_ipc import codec
 from edgeml_ipc._dial import Dialer, Link, Pauses
 from edgeml_ipc._outgoing import Outgoing
 from edgeml_ipc._relay import RelayedDialer
 from edgeml_ipc._replies import hold
+from edgeml_ipc.codec.decoder import decode
 from edgeml_ipc.errors import (
     BufferFull,
     CodecError,
@@ -326,7 +326,7 @@ class Background:
             try:
                 if kind == ERROR:
                     raise failure_error(parts[1] if len(parts) > 1 else b"", self._dialer.address)
-                result = codec.decode(parts[1:], copy=self._copy)
+                result = decode(parts, 1, self._copy)
             except EdgeMLError as error:
                 self._finish(sequence, error)
             else:
@@ -343,7 +343,7 @@ class Background:
             self._skipped += version - self.taken_version - 1
         self.taken_version = version
         try:
-            value = codec.decode(parts[1:], copy=self._copy)
+            value = decode(parts, 1, self._copy)
         except CodecError as error:
             self._undecodable += 1
             logger.error("%s: version %d was published and cannot be decoded here: %s", self._dialer.address, version, error)

@@ -8,11 +8,11 @@ from concurrent.futures import Future
 from time import monotonic
 from typing import Any, Final
 
-from edgeml_ipc import codec
 from edgeml_ipc._background import Background
 from edgeml_ipc._dial import Dialer, Link
 from edgeml_ipc._outgoing import Outgoing
 from edgeml_ipc._relay import RelayedDialer
+from edgeml_ipc.codec.decoder import decode
 from edgeml_ipc.errors import (
     ConnectionClosed,
     EdgeMLError,
@@ -114,7 +114,7 @@ class Client:
         if not self._lock.acquire(timeout=seconds):
             raise TimeoutError(f"{self.address}: calls of other threads took all of the {seconds:g} s of {method!r}")
         try:
-            result = self._exchange(method, body, start, seconds)
+            result = self._exchange(method, body, start + seconds)
             self._last_latency = latency = monotonic() - start
             self._total_latency += latency
             return result
@@ -127,7 +127,7 @@ class Client:
         finally:
             self._lock.release()
 
-    def _exchange(self, method: str, body: list[Buffer], start: float, seconds: float) -> Any:
+    def _exchange(self, method: str, body: list[Buffer], end: float) -> Any:
         """Send one request and receive its reply, over a new connection where the present one breaks."""
         self._sequence = sequence = self._sequence + 1
         self._calls += 1
@@ -136,18 +136,18 @@ class Client:
         lost: PeerDied | None = None
         for _ in range(_MAX_SENDINGS):
             if link is None:
-                link = self._connect_again(start + seconds - monotonic(), sent_to, lost)
+                link = self._connect_again(end - monotonic(), sent_to, lost)
             number = link.methods.get(method)
             if number is None:
                 raise ValueError(f"{self.address}: the server has no method {method!r}; it has {sorted(link.methods)}")
             try:
                 shorter = self._outgoing.over(link.connection.transport, body)
                 parts = [_pack(MAGIC, REQUEST, 0, number, sequence, sequence), *shorter]
-                link.connection.send(parts, max(0.0, start + seconds - monotonic()))
+                link.connection.send(parts, left if (left := end - monotonic()) > 0 else 0.0)
                 if sent_to is not None:
                     self._retries += 1
                 sent_to = link.incarnation
-                return self._receive(link, sequence, start + seconds)
+                return self._receive(link, sequence, end)
             except PeerDied as error:
                 if error.outcome_unknown:  # the server's own word, and not the end of the connection
                     raise
@@ -166,7 +166,7 @@ class Client:
     def _receive(self, link: Link, sequence: int, end: float) -> Any:
         receive = link.connection.recv
         while True:
-            parts = receive(max(0.0, end - monotonic()))
+            parts = receive(left if (left := end - monotonic()) > 0 else 0.0)
             try:
                 kind, _, answered, link.newest_version = open_envelope(parts[0])
             except ProtocolViolation as error:
@@ -175,7 +175,7 @@ class Client:
             if answered != sequence:  # the late reply to a request that timed out
                 self._late_replies += 1
             elif kind == REPLY:
-                return codec.decode(parts[1:], copy=self._copy)
+                return decode(parts, 1, self._copy)
             elif kind == ERROR:
                 raise failure_error(parts[1] if len(parts) > 1 else b"", self.address)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from edgeml_ipc import codec
+from edgeml_ipc.codec.encoder import encode
 from edgeml_ipc.codec.policies import Policies
 from edgeml_ipc.transports.base import Buffer, Parts, Shorten
 
@@ -23,10 +23,8 @@ class Outgoing:
 
     def __init__(self, policies: Mapping[str, str] | None) -> None:
         self._policies = Policies(policies) if policies else None
-
-    def encode(self, payload: Any) -> list[Buffer]:
-        """Do as `codec.encode`; an array that does not fit its policy raises `CodecError` wherever it is going."""
-        return codec.encode(payload) if self._policies is None else self._policies.encode(payload)
+        # As `codec.encode`; an array that does not fit its policy raises `CodecError` wherever it is going.
+        self.encode: Callable[[Any], list[Buffer]] = encode if self._policies is None else self._policies.encode
 
     def over(self, transport: str, body: list[Buffer]) -> list[Buffer]:
         """Return what to send over `transport` of what `encode` made."""

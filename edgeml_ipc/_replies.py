@@ -51,6 +51,9 @@ class Verdict(Enum):
     FORGOTTEN = 4  # executed before; the reply is no longer remembered
 
 
+EXECUTE: Final = Verdict.EXECUTE  # looked up for every request
+
+
 class Lane:
     """The replies of one lane.
 
@@ -59,12 +62,11 @@ class Lane:
         transport, outgoing: what that connection is of, or was, and how replies are made for it. The server sets both.
         highest: the highest sequence that was admitted.
         executing: sequences that were admitted and have no reply yet.
-        replies: sequence -> envelope and codec parts.
+        replies: sequence -> (envelope and codec parts, their sum in bytes).
         forgets: keep no replies: the client is away, and others are too many.
     """
 
     __slots__ = (
-        "_sizes",
         "executing",
         "forgets",
         "highest",
@@ -81,10 +83,9 @@ class Lane:
         self.session: Session | None = None
         self.highest = 0
         self.executing: set[int] = set()
-        self.replies: dict[int, list[Buffer]] = {}
+        self.replies: dict[int, tuple[list[Buffer], int]] = {}
         self.forgets = False
         self.remembered_bytes = 0
-        self._sizes: dict[int, int] = {}
 
     def admit(self, sequence: int, oldest: int) -> Verdict:
         """Judge a request, and forget the replies below `oldest`."""
@@ -94,7 +95,7 @@ class Lane:
         if sequence > self.highest:
             self.highest = sequence
             self.executing.add(sequence)
-            return Verdict.EXECUTE
+            return EXECUTE
         if sequence in self.replies:
             return Verdict.ANSWER
         return Verdict.WAIT if sequence in self.executing else Verdict.FORGOTTEN
@@ -106,22 +107,18 @@ class Lane:
             return
         if sequence in self.replies:
             self._forget(sequence)
-        held, size_bytes = hold(parts)
-        self.replies[sequence] = held
-        self._sizes[sequence] = size_bytes
-        self.remembered_bytes += size_bytes
+        self.replies[sequence] = held = hold(parts)
+        self.remembered_bytes += held[1]
         while len(self.replies) > MAX_REPLIES_PER_LANE or self.remembered_bytes > MAX_BYTES_PER_LANE:
             self._forget(next(iter(self.replies)))
 
     def forget_all(self) -> None:
         """Drop all replies; which requests were executed stays known."""
         self.replies.clear()
-        self._sizes.clear()
         self.remembered_bytes = 0
 
     def _forget(self, sequence: int) -> None:
-        del self.replies[sequence]
-        self.remembered_bytes -= self._sizes.pop(sequence)
+        self.remembered_bytes -= self.replies.pop(sequence)[1]
 
 
 class ReplyMemory:

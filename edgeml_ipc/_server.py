@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from edgeml_ipc import codec, transports
+from edgeml_ipc import transports
 from edgeml_ipc._guests import Caller, Guest, Handler, Offer, TokenBucket, offer_for
 from edgeml_ipc._outgoing import Outgoing
-from edgeml_ipc._replies import MAX_REPLIES_PER_LANE, Lane, ReplyMemory, Verdict
+from edgeml_ipc._replies import EXECUTE, MAX_REPLIES_PER_LANE, Lane, ReplyMemory, Verdict
 from edgeml_ipc._session import Session
 from edgeml_ipc._ticket import LATER, Ticket
+from edgeml_ipc.codec.decoder import decode
 from edgeml_ipc.errors import CodecError, ConnectionClosed, MessageTooLarge, PeerDied, RateLimited
 from edgeml_ipc.protocol import (
     ACK,
@@ -89,7 +90,7 @@ class Server:
         self.incarnation = os.urandom(ID_BYTES)
         self._own = Offer(service, Guest(config, handlers), self.incarnation, limited)
         self._guests = {name: Offer(name, guest, self.incarnation) for name, guest in (guests or {}).items()}
-        self._tick = tick
+        self.tick = tick  # may be set later
         self._on_gone = on_gone
         self._on_end = on_end
         self._copy = copy
@@ -171,7 +172,7 @@ class Server:
             self._finished.set()
 
     def _turn(self) -> None:
-        timeout = self._tick() if self._tick is not None else None
+        timeout = None if self.tick is None else self.tick()
         if self._waiting:
             for session in list(self._waiting):
                 session.flush()
@@ -238,7 +239,7 @@ class Server:
         if len(lane.executing) > MAX_REPLIES_PER_LANE:
             raise ProtocolViolation(f"more than {MAX_REPLIES_PER_LANE} requests without waiting for a reply")
         verdict = lane.admit(sequence, number)
-        if verdict is Verdict.EXECUTE:
+        if verdict is EXECUTE:
             self._requests += 1
             self._execute(session, method, sequence, parts)
         elif lane.session is session:  # a duplicate that was left in an older connection has been dealt with by the newer
@@ -249,7 +250,7 @@ class Server:
         if verdict is Verdict.ANSWER:
             self._retries_answered += 1
             try:
-                self._send(session, lane.replies[sequence])
+                self._send(session, lane.replies[sequence][0])
             except MessageTooLarge as too_large:
                 self._fail(lane, sequence, too_large, within_callback=False)
         elif verdict is Verdict.FORGOTTEN:
@@ -264,7 +265,7 @@ class Server:
             self._fail(lane, sequence, error, within_callback=False)
             return
         try:
-            payload = codec.decode(parts[1:], copy=self._copy)
+            payload = decode(parts, 1, self._copy)
         except CodecError as error:
             self._fail(lane, sequence, error, within_callback=False)
             return

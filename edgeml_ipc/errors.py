@@ -16,7 +16,8 @@
     ├── TransportUnavailable       the named transport cannot be used here
     ├── BufferFull                 a bounded queue, ring or store has no room
     ├── BufferEmpty                a store has nothing to sample from
-    └── SegmentError               a shared-memory segment or a saved buffer is missing, foreign, too small or damaged
+    ├── SegmentError               a shared-memory segment or a saved buffer is missing, foreign, too small or damaged
+    └── DatasetError               a data set on disk is in use, another one, damaged, or cannot be written
 
 Errors of the operating system and of other libraries are translated where they are called; their cause is chained.
 """
@@ -119,3 +120,7 @@ class BufferEmpty(EdgeMLError):
 
 class SegmentError(EdgeMLError):
     """A shared-memory segment or a saved buffer is missing, foreign, too small or damaged, or cannot be made."""
+
+
+class DatasetError(EdgeMLError):
+    """A data set on disk is being written by another, has other features, is damaged, or cannot be written."""

@@ -60,7 +60,6 @@ class InferenceServer(ServerFront):
             options=options_for(keys, insecure),
             policies=policies,
             copy=copy,
-            tick=self._run_due_batches,
         )
 
     def register_interface(
@@ -85,6 +84,7 @@ class InferenceServer(ServerFront):
             self._batchers.pop(name, None)
         else:
             self._batchers[name] = Batcher(function, max_batch_size, max_wait_ms)
+            self._server.tick = self._run_due_batches
             self._functions.pop(name, None)
         if replaced is not None:
             replaced.run_all()  # it took these requests: nobody else answers them

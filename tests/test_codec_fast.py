@@ -60,12 +60,12 @@ def as_bytes(parts: list[Any]) -> list[bytes]:
 @settings(max_examples=600, deadline=None)
 @given(trees)
 def test_both_write_the_same_bytes_and_read_the_same_tree(tree: Any) -> None:
-    compiled = _fast.encode(tree)
+    compiled = _fast.try_encode(tree)
     assert compiled is not NotImplemented
     parts = as_bytes(compiled)
     assert parts == as_bytes(encode_in_python(tree))
     for copy in (False, True):
-        decoded = _fast.decode(parts, 0, copy)
+        decoded = _fast.try_decode(parts, 0, copy)
         assert decoded is not NotImplemented
         assert_same(decoded, decode_in_python(parts, copy=copy))
 
@@ -89,7 +89,7 @@ def test_both_write_the_same_bytes_and_read_the_same_tree(tree: Any) -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_what_it_has_no_form_for_is_left_to_the_other(tree: Any, known: bool) -> None:
-    compiled = _fast.encode(tree)
+    compiled = _fast.try_encode(tree)
     assert (compiled is not NotImplemented) is known
     if known:
         assert as_bytes(compiled) == as_bytes(encode_in_python(tree))
@@ -103,15 +103,15 @@ def nested(levels: int) -> Any:
 
 
 def test_the_deepest_tree_and_one_level_more() -> None:
-    deepest = as_bytes(_fast.encode(nested(wire.MAX_DEPTH)))
-    assert_same(_fast.decode(deepest, 0, False), nested(wire.MAX_DEPTH))
-    assert _fast.encode(nested(wire.MAX_DEPTH + 1)) is NotImplemented
+    deepest = as_bytes(_fast.try_encode(nested(wire.MAX_DEPTH)))
+    assert_same(_fast.try_decode(deepest, 0, False), nested(wire.MAX_DEPTH))
+    assert _fast.try_encode(nested(wire.MAX_DEPTH + 1)) is NotImplemented
     tuples: Any = ()
     too_deep = b"\x91" * wire.MAX_DEPTH + b"\x90"
-    assert _fast.decode([too_deep], 0, False) is NotImplemented
+    assert _fast.try_decode([too_deep], 0, False) is NotImplemented
     with pytest.raises(CodecError, match="deeper"):
         decode_in_python([too_deep])
-    assert _fast.decode([b"\xd4\x10\x90"], 0, False) == tuples
+    assert _fast.try_decode([b"\xd4\x10\x90"], 0, False) == tuples
 
 
 def mutated(parts: list[bytes], rng: random.Random) -> list[bytes]:
@@ -143,7 +143,7 @@ def test_nothing_is_accepted_that_the_other_refuses(tree: Any, seed: int) -> Non
     rng = random.Random(seed)
     for _ in range(20):
         wrong = mutated(parts, rng)
-        compiled = _fast.decode(wrong, 0, False)
+        compiled = _fast.try_decode(wrong, 0, False)
         if compiled is not NotImplemented:
             assert_same(compiled, decode_in_python(wrong))  # which raises CodecError where it refuses
 
@@ -151,7 +151,7 @@ def test_nothing_is_accepted_that_the_other_refuses(tree: Any, seed: int) -> Non
 @pytest.mark.parametrize("text", [b"float32", b"float32:1,", b"float32:,1", b"float32:-1", b"float32:1x", b"float33:1", b":1"])
 def test_descriptions_that_are_none(text: bytes) -> None:
     header = bytes([0xC7, len(text), wire.PACKED_ARRAY]) + text
-    assert _fast.decode([header, b"\0" * 8], 0, False) is NotImplemented
+    assert _fast.try_decode([header, b"\0" * 8], 0, False) is NotImplemented
     with pytest.raises(CodecError):
         decode_in_python([header, b"\0" * 8])
 
@@ -161,9 +161,9 @@ def test_sizes_that_no_memory_holds_are_not_made(dims: str) -> None:
     text = f"float64:{dims}".encode()
     for code in (wire.PACKED_ARRAY, wire.OWN_ARRAY):
         header = bytes([0xC8]) + len(text).to_bytes(2, "big") + bytes([code]) + text
-        assert _fast.decode([header, b"\0" * 8], 0, False) is NotImplemented
+        assert _fast.try_decode([header, b"\0" * 8], 0, False) is NotImplemented
     for count in (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x10", b"\xdb\xff\xff\xff\xff"):
-        assert _fast.decode([count], 0, False) is NotImplemented
+        assert _fast.try_decode([count], 0, False) is NotImplemented
 
 
 def test_views_cannot_be_made_writable_and_keep_their_part() -> None:
@@ -173,8 +173,8 @@ def test_views_cannot_be_made_writable_and_keep_their_part() -> None:
         lambda part: memoryview(bytearray(part)),
         lambda part: np.frombuffer(bytearray(part), np.uint8),
     ):
-        parts = [part_of(part) for part in as_bytes(_fast.encode([np.arange(3.0), np.zeros(1000), np.ones(3, np.uint8)]))]
-        views = _fast.decode(parts, 0, False)
+        parts = [part_of(part) for part in as_bytes(_fast.try_encode([np.arange(3.0), np.zeros(1000), np.ones(3, np.uint8)]))]
+        views = _fast.try_decode(parts, 0, False)
         expected = decode_in_python(parts)
         del parts
         gc.collect()
@@ -188,8 +188,8 @@ def test_views_cannot_be_made_writable_and_keep_their_part() -> None:
 
 
 def test_copies_are_writable_and_their_own() -> None:
-    parts = as_bytes(_fast.encode({"small": np.arange(3.0), "large": np.zeros(100_000)}))
-    for array in _fast.decode(parts, 0, True).values():
+    parts = as_bytes(_fast.try_encode({"small": np.arange(3.0), "large": np.zeros(100_000)}))
+    for array in _fast.try_decode(parts, 0, True).values():
         assert array.flags.writeable
         assert array.flags.owndata
 
@@ -201,13 +201,13 @@ def test_no_reference_is_kept_or_lost() -> None:
 
     def many() -> None:
         for _ in range(200):
-            parts = _fast.encode(tree)
+            parts = _fast.try_encode(tree)
             held = as_bytes(parts)
             for copy in (False, True):
-                assert _fast.decode(held, 0, copy) is not NotImplemented
-            assert _fast.encode({"list": [text, array, marker], "t": (array, {1})}) is NotImplemented
-            assert _fast.decode(held[:-1], 0, False) is NotImplemented
-            assert _fast.decode([held[0][:-1], *held[1:]], 0, False) is NotImplemented
+                assert _fast.try_decode(held, 0, copy) is not NotImplemented
+            assert _fast.try_encode({"list": [text, array, marker], "t": (array, {1})}) is NotImplemented
+            assert _fast.try_decode(held[:-1], 0, False) is NotImplemented
+            assert _fast.try_decode([held[0][:-1], *held[1:]], 0, False) is NotImplemented
 
     many()
     gc.collect()
@@ -223,8 +223,8 @@ def test_no_reference_is_kept_or_lost() -> None:
 
 
 def test_parts_of_other_kinds_are_left_to_the_other() -> None:
-    assert _fast.decode(iter([b"\xc0"]), 0, False) is NotImplemented  # type: ignore[arg-type]
-    assert _fast.decode([], 0, False) is NotImplemented
-    assert _fast.decode([b"\xc0"], 1, False) is NotImplemented
-    assert _fast.decode([1], 0, False) is NotImplemented
-    assert _fast.decode((b"envelope", b"\xc0"), 1, False) is None
+    assert _fast.try_decode(iter([b"\xc0"]), 0, False) is NotImplemented  # type: ignore[arg-type]
+    assert _fast.try_decode([], 0, False) is NotImplemented
+    assert _fast.try_decode([b"\xc0"], 1, False) is NotImplemented
+    assert _fast.try_decode([1], 0, False) is NotImplemented
+    assert _fast.try_decode((b"envelope", b"\xc0"), 1, False) is None

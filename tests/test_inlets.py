@@ -9,7 +9,8 @@ import pytest
 from gymnasium import spaces
 
 from edgeml_ipc import _columns
-from edgeml_ipc._inlets import BufferInlet
+from edgeml_ipc._inlets import BufferInlet, inlet_of
+from edgeml_ipc.compat.data.jaxrl_data_store import ReplayBufferDataStore
 from edgeml_ipc.data import ReplayBuffer
 
 BOX = spaces.Box(-1, 1, (2,), np.float32)
@@ -54,3 +55,32 @@ def test_steps_that_the_client_no_longer_has_are_left_out(wanted: int | None) ->
         assert rewards(buffer) == [0, 9]
         assert buffer.about["position"][buffer.rows()].tolist() == [0, 0]
         learner.close()
+
+
+class Halving(ReplayBuffer):
+    """A user's own class, which does something with each step."""
+
+    def insert(self, data: Any, end_of_trajectory: bool = False) -> None:
+        super().insert({**data, "rewards": data["rewards"] / 2}, end_of_trajectory)
+
+
+def test_the_insert_of_a_users_own_class_is_called() -> None:
+    with Halving(BOX, BOX, 100) as buffer:
+        learner = inlet_of(buffer)
+        life = learner.sync({"client": "actor", "incarnation": b"x" * 16})["learner_store"]
+        steps = [step(number, next_observations=np.ones(2)) for number in range(4)]
+        uploaded = batch(buffer, None, 0, steps) | {"learner_store": life}
+        for _ in range(2):
+            assert learner.take(uploaded)[0]["next_id"] == 4
+        assert rewards(buffer) == [0, 0.5, 1, 1.5]
+
+
+def test_the_insert_of_a_class_of_this_package_is_gone_past() -> None:
+    with ReplayBuffer(BOX, BOX, 100) as buffer:
+        inlet = inlet_of(buffer)
+        assert isinstance(inlet, BufferInlet)
+        inlet.close()
+    with ReplayBufferDataStore(BOX, BOX, 100) as buffer:
+        inlet = inlet_of(buffer)
+        assert isinstance(inlet, BufferInlet)
+        inlet.close()

@@ -96,6 +96,16 @@ def test_received_arrays_are_read_only_unless_copied(server: Server, client: Cli
         assert copying.submit("echo", np.zeros(size)).result(20).flags.writeable
 
 
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("size", [3, 1_000_000])
+def test_handlers_get_read_only_views_or_copies(address: str, size: int, copy: bool) -> None:
+    handlers = {"writable": lambda array: bool(array.flags.writeable)}
+    with Server(address, service="test", config=CONFIG, handlers=handlers, copy=copy) as server:
+        server.start(threaded=True)
+        with connect(server) as client:
+            assert client.call("writable", np.zeros(size)) is copy
+
+
 def test_calls_of_many_threads(client: Client) -> None:
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda i: int(client.call("echo", np.full(50, i))[7]), range(200)))

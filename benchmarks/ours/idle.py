@@ -19,7 +19,11 @@ from edgeml_ipc.trainer import TrainerClient, TrainerConfig, TrainerServer
 
 CLIENTS = 16
 MIN_SECONDS = 2.0
-IDLE_FIGURE, IMPORT_FIGURE, NAMES_FIGURE = "% of a core", "ms above numpy and pyzmq", "ms with its services and the replay buffer"
+IDLE_FIGURE, IMPORT_FIGURE, NAMES_FIGURE = (
+    "% of a core",
+    "ms above numpy and pyzmq",
+    "ms with its services and buffers",
+)
 NOTHING = np.empty(0, np.int64)
 
 
@@ -95,5 +99,12 @@ CASES = [
         )
         for scheme in ("shm", "tcp")
     ),
-    Case("import", "ours", "import edgeml_ipc", imports, group="import", marks=(Mark(IMPORT_FIGURE, at_most=40), Mark(NAMES_FIGURE, at_most=40))),
+    Case(
+        "import",
+        "ours",
+        "import edgeml_ipc",
+        imports,
+        group="import",
+        marks=(Mark(IMPORT_FIGURE, at_most=40), Mark(NAMES_FIGURE, at_most=40)),
+    ),
 ]

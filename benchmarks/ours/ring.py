@@ -13,9 +13,7 @@ SOURCES = [*sorted(CORE.glob("*.c")), Path(__file__).with_name("ring.c")]
 
 
 def _case(name: str, mode: str, ns_guess: int, what: str) -> Case:
-    return Case(
-        name, "ours", what, lambda p: program(p, SOURCES, mode, ns_guess, f"-I{CORE}"), SPIN, "there and back"
-    )
+    return Case(name, "ours", what, lambda p: program(p, SOURCES, mode, ns_guess, f"-I{CORE}"), SPIN, "there and back")
 
 
 CASES = [

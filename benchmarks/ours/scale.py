@@ -68,15 +68,15 @@ def _clients(scheme: str, number: int) -> Case:
 def _actors(number: int) -> Case:
     what = f"{number} actors insert one by one into one buffer; per second: of all"
     axis = Axis("actors", "ReplayBuffer.insert", number)
-    return Case(
-        f"scale.actors.{number}", "ours", what, lambda p: actors(p, number), None, "scale.actors", (), True, True, axis
-    )
+    return Case(f"scale.actors.{number}", "ours", what, lambda p: actors(p, number), None, "scale.actors", (), True, True, axis)
 
 
 CASES = [
     *(_clients(scheme, number) for scheme in ("shm", "tcp") for number in CLIENTS),
     *(
-        broadcast_case(NetworkCaster(scheme), number, axis=Axis("subscribers", f"publish_network, {scheme}", number), heavy=True)
+        broadcast_case(
+            NetworkCaster(scheme), number, axis=Axis("subscribers", f"publish_network, {scheme}", number), heavy=True
+        )
         for scheme in ("shm", "tcp")
         for number in SUBSCRIBERS
     ),

@@ -46,7 +46,7 @@ class ZmqCaster(Caster):
             socket.linger = 0
 
             def publish(params: dict[str, np.ndarray]) -> None:
-                socket.send_multipart(list(params.values()), copy=False)
+                socket.send_multipart(list(params.values()), copy=False, track=True).wait()  # they will be written to
 
             yield socket.getsockopt_string(zmq.LAST_ENDPOINT), publish
 
@@ -98,9 +98,8 @@ class IceoryxCaster(Caster):
         """See `Caster.publishing`."""
         library, name = imported("iceoryx2"), f"edgeml-bench-{os.getpid()}"
         node = new_node(library)
-        publisher = (
-            slices_of(library, node, name, subscribers).publisher_builder().initial_max_slice_len(payloads.NETWORK_BYTES).create()
-        )
+        builder = slices_of(library, node, name, subscribers).publisher_builder()
+        publisher = builder.initial_max_slice_len(payloads.NETWORK_BYTES).create()
         notifier = event_of(library, node, name).notifier_builder().create()
 
         def publish(params: dict[str, np.ndarray]) -> None:

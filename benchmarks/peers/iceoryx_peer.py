@@ -61,7 +61,8 @@ class _Ends(Channel):
             if self._listener is not None:
                 self._listener.timed_wait(self._wait)
             looks += 1
-            if self._stop is not None and (self._listener is not None or looks % SPINS_BETWEEN_LOOKS == 0) and self._stop.is_set():
+            may_look = self._listener is not None or looks % SPINS_BETWEEN_LOOKS == 0
+            if may_look and self._stop is not None and self._stop.is_set():
                 raise Stopped
         self._sample = sample
         return np.asarray(sample.payload().as_memory_view())

@@ -1,4 +1,4 @@
-"""portal: a method of its server, called by its client; one way: calls whose results nobody waits for, 16 at most outstanding."""
+"""portal: a method of its server, called by its client; one way: calls of which 16 at most are outstanding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PortalWay(Way):
         """See `Way.answer`."""
         portal = imported("portal")
         port = portal.free_port()
-        server = portal.Server(port)
+        server = portal.Server(port, host="127.0.0.1", logging=False)
         server.bind("act", handler)
         server.start(block=False)
         pipe.send(port)
@@ -32,7 +32,7 @@ class PortalWay(Way):
     @contextmanager
     def ask(self, address: Any, shared: Any, nbytes: int) -> Iterator[Ask]:
         """See `Way.ask`."""
-        client = imported("portal").Client(f"localhost:{address}", maxinflight=OUTSTANDING)
+        client = imported("portal").Client(f"localhost:{address}", maxinflight=OUTSTANDING, logging=False)
         try:
             yield lambda array: client.call("act", array).result()
         finally:
@@ -49,7 +49,7 @@ class PortalWay(Way):
     @contextmanager
     def give(self, address: Any, shared: Any, nbytes: int) -> Iterator[Give]:
         """See `Way.give`."""
-        client = imported("portal").Client(f"localhost:{address}", maxinflight=OUTSTANDING)
+        client = imported("portal").Client(f"localhost:{address}", maxinflight=OUTSTANDING, logging=False)
         calls: deque[Any] = deque()
 
         def give(tree: Any) -> None:

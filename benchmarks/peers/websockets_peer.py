@@ -1,4 +1,4 @@
-"""websockets and msgpack, as policy servers of robots use them: an asyncio server, a client in the caller's thread, no compression."""
+"""websockets and msgpack, as policy servers of robots use them: asyncio serves, the client is a plain one; not compressed."""
 
 from __future__ import annotations
 

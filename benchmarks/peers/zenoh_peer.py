@@ -1,19 +1,20 @@
-"""eclipse-zenoh: two peers that know each other's address, a publisher and a subscriber in each; reliable, waiting where full."""
+"""eclipse-zenoh: two peers that are told where the other is, a publisher and a subscriber in each; reliable, blocking."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
 
 import numpy as np
 
-from benchmarks.way import Blocking, Channel, as_array, imported
+from benchmarks.way import Channel, Stopped, Way, as_array, imported
 from edgeml_ipc.errors import TransportUnavailable
 
 RING_MESSAGES = 4  # that its shared memory has room for
@@ -84,10 +85,19 @@ class _PubSub(Channel):
         self._matched = True
 
     def recv(self) -> np.ndarray:
-        return as_array(self._subscriber.recv().payload.to_bytes())
+        try:
+            return as_array(self._subscriber.recv().payload.to_bytes())
+        except self._library.ZError as error:
+            raise Stopped from error
+
+    def stop_when_told(self, pipe: Any) -> None:
+        """End what waits in `recv`: a process that is killed leaves its shared memory behind."""
+        with suppress(EOFError):
+            pipe.recv()
+        self._subscriber.undeclare()
 
 
-class ZenohWay(Blocking):
+class ZenohWay(Way):
     """Bytes.
 
     Args:
@@ -117,11 +127,12 @@ class ZenohWay(Blocking):
         """See `Way.answering`."""
         address = free_address()
         with self._session(nbytes, [address], []) as (session, provider):
-            yield address, _PubSub(session, f"{shared}/back", f"{shared}/there", provider)
+            channel = _PubSub(session, f"{shared}/back", f"{shared}/there", provider)
+            threading.Thread(target=channel.stop_when_told, args=(pipe,), daemon=True).start()
+            yield address, channel
 
     @contextmanager
     def asking(self, address: Any, shared: Any, nbytes: int) -> Iterator[Channel]:
         """See `Way.asking`."""
         with self._session(nbytes, [], [address]) as (session, provider):
-            channel = _PubSub(session, f"{shared}/there", f"{shared}/back", provider)
-            yield channel
+            yield _PubSub(session, f"{shared}/there", f"{shared}/back", provider)

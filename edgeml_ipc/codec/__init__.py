@@ -13,17 +13,44 @@ subclass of one of these, is refused: it would arrive as something that it was n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from edgeml_ipc.codec import encoder, registry
-from edgeml_ipc.codec.decoder import decode
-from edgeml_ipc.codec.encoder import encode
+from edgeml_ipc.codec import decoder, encoder, registry
 from edgeml_ipc.errors import CodecError
 
 __all__ = ["decode", "encode", "register"]
 
 T = TypeVar("T")
+
+
+def encode(tree: Any) -> list[Any]:
+    """Turn a tree into buffers: a header, one for each large array or bytes, and one that the small arrays share.
+
+    Contiguous arrays of 4 KiB or more are not copied: their buffer is the array itself, or a view on it, so a change made
+    to it before the buffers are sent is sent too. The tree itself is not changed.
+
+    Raises:
+        CodecError: a node's type or dtype cannot travel, or the tree is too deep, contains itself, or is over another
+            limit. The message names the node's place and what to do.
+    Threads: any, as long as nobody changes the tree meanwhile.
+    """
+    return encoder.encode(tree)
+
+
+def decode(parts: Sequence[Any], *, copy: bool = False) -> Any:
+    """Turn what `encode` made back into the tree.
+
+    Args:
+        parts: C-contiguous buffers, the header first.
+        copy: make each array a writable copy of its own. Otherwise arrays are read-only views that keep the part they
+            lie in alive, and are valid as long as they are referenced.
+    Raises:
+        CodecError: anything is wrong with the parts: truncated, malformed, over a limit, or holding an object of a class
+            that is not registered here.
+    Threads: any.
+    """
+    return decoder.decode(parts, 0, copy)
 
 
 def register(

@@ -1,8 +1,8 @@
 /* The compiled half of the codec: what encoder.py and decoder.py do, for the nodes that messages are mostly made of.
  *
  * It writes the same bytes and reads them by the same rules (transports/WIRE.md). Whatever it has no form for, or finds wrong,
- * it leaves to them: `encode` and `decode` then return NotImplemented and have changed nothing, and the Python half does the
- * whole message again, from the start, and raises the errors. So nothing here has a message of its own, and what is accepted
+ * it leaves to them: `try_encode` and `try_decode` then return NotImplemented and have changed nothing; `encode` and `decode` have the
+ * Python half do the whole message, from the start, and raise the errors. So nothing here has a message of its own, and what is accepted
  * here must be a subset of what is accepted there; tests/test_codec_fast.py holds the halves against each other.
  */
 #ifndef EDGEML_IPC_CODEC_FAST_H
@@ -67,9 +67,18 @@ typedef struct {
 bool fast_describe(const uint8_t *text, size_t count, fast_description *d);
 
 PyObject *fast_encode(PyObject *module, PyObject *tree);
-PyObject *fast_decode(PyObject *module, PyObject *args);
+PyObject *fast_try_encode(PyObject *module, PyObject *tree);
+PyObject *fast_prepare_encode(PyObject *module, PyObject *args);
+PyObject *fast_decode(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *fast_try_decode(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *fast_prepare_decode(PyObject *module, PyObject *python);
 
-/* Take the Python half's function for what has an array and is not a plain ndarray in C order; see encoder.py. */
-PyObject *fast_prepare(PyObject *module, PyObject *to_host);
+/* Hold `object` in a static variable, in place of an earlier one. */
+static inline void fast_keep(PyObject **place, PyObject *object) {
+    PyObject *before = *place;
+    Py_INCREF(object);
+    *place = object;
+    Py_XDECREF(before);
+}
 
 #endif

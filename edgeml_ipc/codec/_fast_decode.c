@@ -5,6 +5,8 @@
 
 enum { KNOWN_KEYS = 1024, KNOWN_KEY_BYTES = 32, COPY_UNLOCKED_BYTES = 32 << 10 };
 
+static PyObject *in_python; /* decoder's `decode_in_python` */
+
 typedef struct {
     const uint8_t *at, *end;    /* what is left of the header */
     PyObject *parts;            /* a list or tuple */
@@ -351,13 +353,24 @@ static PyObject *tree_of(input *in, PyObject *header) {
     return tree;
 }
 
-PyObject *fast_decode(PyObject *module, PyObject *args) {
+/* Take (parts, first=0, copy=False). */
+static bool arguments(PyObject *const *args, Py_ssize_t count, Py_ssize_t *first, int *copy) {
+    if (count < 1 || count > 3) {
+        PyErr_Format(PyExc_TypeError, "decode takes parts, first and copy, not %zd arguments", count);
+        return false;
+    }
+    *first = count > 1 ? PyLong_AsSsize_t(args[1]) : 0;
+    *copy = count > 2 ? PyObject_IsTrue(args[2]) : 0;
+    return !(*copy < 0 || (*first == -1 && PyErr_Occurred()));
+}
+
+PyObject *fast_try_decode(PyObject *module, PyObject *const *args, Py_ssize_t arg_count) {
     (void)module;
-    PyObject *parts;
     Py_ssize_t first;
     int copy;
-    if (!PyArg_ParseTuple(args, "Onp:decode", &parts, &first, &copy))
+    if (!arguments(args, arg_count, &first, &copy))
         return NULL;
+    PyObject *parts = args[0];
     if (!PyList_CheckExact(parts) && !PyTuple_CheckExact(parts))
         Py_RETURN_NOTIMPLEMENTED;
     Py_ssize_t count = PySequence_Size(parts);
@@ -369,4 +382,18 @@ PyObject *fast_decode(PyObject *module, PyObject *args) {
     if (tree != NULL || in.failed)
         return tree;
     Py_RETURN_NOTIMPLEMENTED;
+}
+
+PyObject *fast_decode(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    PyObject *tree = fast_try_decode(module, args, count);
+    if (tree != Py_NotImplemented)
+        return tree;
+    Py_DECREF(tree);
+    return PyObject_CallFunctionObjArgs(in_python, args[0], count > 1 ? args[1] : NULL, count > 2 ? args[2] : NULL, NULL);
+}
+
+PyObject *fast_prepare_decode(PyObject *module, PyObject *python) {
+    (void)module;
+    fast_keep(&in_python, python);
+    Py_RETURN_NONE;
 }

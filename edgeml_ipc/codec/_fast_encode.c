@@ -10,6 +10,7 @@ typedef struct {
 
 static PyTypeObject *scalar_types[16]; /* numpy's, in the order of fast_dtypes */
 static PyObject *host_array;           /* encoder's `_to_host` */
+static PyObject *in_python;            /* encoder's `encode_in_python` */
 
 static fast_outcome put_part(output *out, PyObject *part) {
     return PyList_Append(out->parts, part) == 0 ? DONE : FAILED;
@@ -229,7 +230,7 @@ static fast_outcome finish(output *out) {
     return PyList_Size(out->parts) <= MAX_PARTS ? DONE : LEAVE;
 }
 
-PyObject *fast_encode(PyObject *module, PyObject *tree) {
+PyObject *fast_try_encode(PyObject *module, PyObject *tree) {
     (void)module;
     output out;
     out.shares = false;
@@ -253,8 +254,19 @@ PyObject *fast_encode(PyObject *module, PyObject *tree) {
     Py_RETURN_NOTIMPLEMENTED;
 }
 
-PyObject *fast_prepare(PyObject *module, PyObject *to_host) {
+PyObject *fast_encode(PyObject *module, PyObject *tree) {
+    PyObject *parts = fast_try_encode(module, tree);
+    if (parts != Py_NotImplemented)
+        return parts;
+    Py_DECREF(parts);
+    return PyObject_CallFunctionObjArgs(in_python, tree, NULL);
+}
+
+PyObject *fast_prepare_encode(PyObject *module, PyObject *args) {
     (void)module;
+    PyObject *to_host, *python;
+    if (!PyArg_ParseTuple(args, "OO:prepare_encode", &to_host, &python))
+        return NULL;
     for (int i = 0; i < fast_dtype_count; i++) {
         PyArray_Descr *descr = PyArray_DescrFromType(fast_dtypes[i].type_number);
         if (descr == NULL)
@@ -262,8 +274,7 @@ PyObject *fast_prepare(PyObject *module, PyObject *to_host) {
         scalar_types[i] = descr->typeobj; /* numpy's own types live as long as the process */
         Py_DECREF(descr);
     }
-    Py_INCREF(to_host);
-    Py_XDECREF(host_array);
-    host_array = to_host;
+    fast_keep(&host_array, to_host);
+    fast_keep(&in_python, python);
     Py_RETURN_NONE;
 }

@@ -59,10 +59,15 @@ bool fast_describe(const uint8_t *text, size_t count, fast_description *d) {
     return true;
 }
 
+#define FAST(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL
+
 static PyMethodDef methods[] = {
     {"encode", fast_encode, METH_O, NULL},
-    {"decode", fast_decode, METH_VARARGS, NULL},
-    {"prepare", fast_prepare, METH_O, NULL},
+    {"try_encode", fast_try_encode, METH_O, NULL},
+    {"prepare_encode", fast_prepare_encode, METH_VARARGS, NULL},
+    {"decode", FAST(fast_decode), NULL},
+    {"try_decode", FAST(fast_try_decode), NULL},
+    {"prepare_decode", fast_prepare_decode, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -48,28 +48,15 @@ _COMPLEX = struct.Struct("<dd")
 _plans: dict[bytes, Plan] = {}
 
 
-def decode(parts: Sequence[Any], *, copy: bool = False, objects: bool = True) -> Any:
-    """Turn what `encode` made back into the tree.
+def decode_in_python(parts: Sequence[Any], first: int = 0, copy: bool = False, objects: bool = True) -> Any:
+    """See `edgeml_ipc.codec.decode`.
 
     Args:
-        parts: C-contiguous buffers, the header first.
-        copy: make each array a writable copy of its own. Otherwise arrays are read-only views that keep the part they
-            lie in alive, and are valid as long as they are referenced.
+        first: where the header is among the parts; what lies before it is not for the codec.
         objects: make objects of registered classes; otherwise each is left as a `registry.Expanded`.
-    Raises:
-        CodecError: anything is wrong with the parts: truncated, malformed, over a limit, or holding an object of a class
-            that is not registered here.
-    Threads: any.
     """
-    if _fast is not None:
-        tree = _fast.decode(parts, 0, copy)
-        if tree is not NotImplemented:
-            return tree
-    return decode_in_python(parts, copy=copy, objects=objects)
-
-
-def decode_in_python(parts: Sequence[Any], *, copy: bool = False, objects: bool = True) -> Any:
-    """Do what `decode` does without the compiled half."""
+    if first:
+        parts = parts[first:]
     next_part = 1
     shared: Any = None  # the last part, once a small array asked for it
     offset = 0  # of the next small array within it
@@ -261,3 +248,9 @@ def _inspect(header: bytes) -> None:
             level += node
             if type(node) is dict:
                 level += node.values()
+
+
+decode: Callable[..., Any] = decode_in_python
+if _fast is not None:
+    _fast.prepare_decode(decode_in_python)
+    decode = _fast.decode

@@ -57,26 +57,8 @@ _PLAIN = frozenset({type(None), bool, int, float, str})
 _PLAIN_KEYS = _PLAIN | {bytes}
 
 
-def encode(tree: Any) -> list[Any]:
-    """Turn a tree into buffers: a header, one for each large array or bytes, and one that the small arrays share.
-
-    Contiguous arrays of 4 KiB or more are not copied: their buffer is the array itself, or a view on it, so a change made
-    to it before the buffers are sent is sent too. The tree itself is not changed.
-
-    Raises:
-        CodecError: a node's type or dtype cannot travel, or the tree is too deep, contains itself, or is over another
-            limit. The message names the node's place and what to do.
-    Threads: any, as long as nobody changes the tree meanwhile.
-    """
-    if _fast is not None:
-        compiled = _fast.encode(tree)
-        if compiled is not NotImplemented:
-            return compiled
-    return encode_in_python(tree)
-
-
 def encode_in_python(tree: Any) -> list[Any]:
-    """Do what `encode` does without the compiled half."""
+    """See `edgeml_ipc.codec.encode`."""
     out = Out()
     try:
         parts = out.own
@@ -388,5 +370,7 @@ def _to_host(node: Any) -> np.ndarray[Any, Any] | None:
     return np.asarray(node, node.dtype.newbyteorder("<"), order="C")
 
 
+encode: Callable[[Any], list[Any]] = encode_in_python
 if _fast is not None:
-    _fast.prepare(_to_host)
+    _fast.prepare_encode(_to_host, encode_in_python)
+    encode = _fast.encode

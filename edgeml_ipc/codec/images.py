@@ -21,6 +21,7 @@ from edgeml_ipc.codec.libraries import library
 from edgeml_ipc.errors import CodecError
 
 MAX_JPEG_PIXELS: Final = 65_500  # per side; libjpeg's own limit
+_MOST_YIELD: Final = 256  # bytes of image per byte of stream; one colour all over yields less than 200
 _SUBSAMPLING: Final = "420"  # half the colour resolution each way, as most writers do
 _START_OF_FRAME: Final = 0xC0  # of baseline JPEG
 _START_OF_SCAN: Final = 0xDA
@@ -74,6 +75,8 @@ def from_jpeg(part: Any, shape: tuple[int, ...]) -> Array:
         there = _measured(streams[-1])
         if there != (height, width, channels):
             raise CodecError(f"a JPEG stream of {there} where one of {(height, width, channels)} belongs")
+        if math.prod(there) > _MOST_YIELD * size:
+            raise CodecError(f"a JPEG stream of {size} bytes cannot hold an image of {there}")
     decode = library("simplejpeg").decode_jpeg
     images: Array = np.empty((count, height, width, channels), np.uint8)
     space = "RGB" if channels == 3 else "GRAY"

@@ -24,7 +24,7 @@ import numpy as np
 
 from edgeml_ipc.codec import images, wire
 from edgeml_ipc.codec.compression import LIBRARIES, CompressedArray, compress
-from edgeml_ipc.codec.decoder import decode
+from edgeml_ipc.codec.decoder import decode_in_python
 from edgeml_ipc.codec.encoder import encode, exportable
 from edgeml_ipc.codec.libraries import library
 from edgeml_ipc.codec.registry import Expanded
@@ -136,7 +136,7 @@ class Policies:
         parts = encode(tree)
         header: bytes = parts[0]
         if header not in self._checked:
-            _changed(decode(parts, objects=False), "", self._check)
+            _changed(decode_in_python(parts, objects=False), "", self._check)
             if len(header) <= _MAX_CHECKED_HEADER_BYTES:
                 with self._lock:
                     if len(self._checked) >= _MAX_CHECKED:
@@ -150,7 +150,7 @@ class Policies:
         Raises:
             CodecError: the compressed arrays are more than a receiver takes.
         """
-        tree = _changed(decode(parts, objects=False), "", self._apply)
+        tree = _changed(decode_in_python(parts, objects=False), "", self._apply)
         return encode(tree)
 
     def stats(self) -> dict[str, dict[str, int]]:

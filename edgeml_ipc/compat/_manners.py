@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from edgeml_ipc.errors import ConnectionRefused, PeerDied, RateLimited, RemoteError, TimeoutError
 from edgeml_ipc.service import Client
@@ -16,7 +17,13 @@ _NOBODY: Final = (TimeoutError, PeerDied, ConnectionRefused)
 _LOOK_SECONDS: Final = 10.0  # of waiting for a server, after which the log says so
 _HERE: Final = frozenset({"localhost", "::1"})
 
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
 R = TypeVar("R")
+C = TypeVar("C", bound=_Closable)
 
 
 def answered(call: Callable[..., R], *args: Any) -> R | None:
@@ -59,6 +66,27 @@ def _advice(host: str) -> str:
         "; a server listens to its own machine alone, unless it is made with host='0.0.0.0' and keys=..., or with "
         "host='0.0.0.0', insecure=True where everybody in the network may be trusted"
     )
+
+
+class Late(Generic[C]):
+    """A client that connects when it is first used, so that it may be made before its server is; and again after `close`."""
+
+    def __init__(self, make: Callable[..., C], host: str) -> None:
+        self._make, self._host = make, host
+        self._lock = threading.Lock()
+        self._client: C | None = None
+
+    def client(self) -> C:
+        with self._lock:
+            if self._client is None:
+                self._client = connect(self._make, self._host, wait=False)
+            return self._client
+
+    def close(self) -> None:
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
 
 class RequestSettings:

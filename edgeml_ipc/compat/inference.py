@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgeml_ipc import inference
-from edgeml_ipc.compat._manners import answered, connect
+from edgeml_ipc.compat._manners import Late, answered
 from edgeml_ipc.errors import RemoteError
 
 if TYPE_CHECKING:
@@ -60,26 +60,13 @@ class InferenceClient:
         transport: str | None = None,
         keys: Keys | None = None,
     ) -> None:
-        self._make = partial(
-            inference.InferenceClient,
-            server_ip,
-            port_num,
-            timeout_ms,
-            transport=transport,
-            keys=keys,
-            copy=True,
-        )
-        self._host = server_ip
-        self._connected: inference.InferenceClient | None = None
-
-    def _client(self) -> inference.InferenceClient:
-        if self._connected is None:
-            self._connected = connect(self._make, self._host, wait=False)
-        return self._connected
+        kind = inference.InferenceClient
+        make = partial(kind, server_ip, port_num, timeout_ms, transport=transport, keys=keys, copy=True)
+        self._late: Late[inference.InferenceClient] = Late(make, server_ip)
 
     def interfaces(self) -> set[str]:
         """Return the names that the server offers; none if no answer came."""
-        return answered(lambda: self._client().interfaces()) or set()
+        return answered(lambda: self._late.client().interfaces()) or set()
 
     def call(self, name: str, payload: Any) -> Any:
         """Return what the interface `name` makes of `payload`; None if no answer came.
@@ -89,7 +76,7 @@ class InferenceClient:
         return answered(self._call, name, payload)
 
     def _call(self, name: str, payload: Any) -> Any:
-        client = self._client()
+        client = self._late.client()
         try:
             return client.call(name, payload)
         except RemoteError:
@@ -99,9 +86,7 @@ class InferenceClient:
 
     def stop(self) -> None:
         """Close the connection. Idempotent; the next call connects anew."""
-        client, self._connected = self._connected, None
-        if client is not None:
-            client.stop()
+        self._late.close()
 
     def __enter__(self) -> InferenceClient:
         return self

@@ -78,6 +78,14 @@ class TrainerServer(trainer.TrainerServer):
         """The registered stores by name; a copy."""
         return {name: self.data_store(name) for name in self.store_names()}  # type: ignore[misc]
 
+    def register_data_store(self, name: str, data_store: DataStoreBase) -> None:
+        """Fill `data_store` with what clients upload under `name`."""
+        super().register_data_store(name, data_store)
+
+    def publish_network(self, payload: Any) -> int:
+        """Make `payload` the newest network for all clients."""
+        return super().publish_network(payload)
+
     def data_store(self, name: str) -> DataStoreBase | None:  # type: ignore[override]
         """Return the store that is registered under `name`, or None."""
         return super().data_store(name) if name in self.store_names() else None

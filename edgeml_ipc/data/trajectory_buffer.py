@@ -51,6 +51,10 @@ class TrajectoryBuffer(SharedBuffer):
         chunk_rows: int | None = None,
         max_writers: int = 64,
         reattach: bool = False,
+        samples_per_insert: float | None = None,
+        min_rows: int = 1,
+        slack_samples: float | None = None,
+        flow_timeout: float = 60.0,
         n_stack: int = 1,
         stack_axis: int = -1,
     ) -> None:
@@ -61,6 +65,7 @@ class TrajectoryBuffer(SharedBuffer):
             data_shapes: the fields of a step.
             min_trajectory_length: trajectories of which fewer steps are held are not sampled.
             name, seed, chunk_rows, max_writers, reattach: as for `ReplayBuffer`.
+            samples_per_insert, min_rows, slack_samples, flow_timeout: as for `ReplayBuffer`; of a batch its anchors count.
             n_stack, stack_axis: of observations that are stored once, as for `ReplayBuffer`.
         Raises:
             TypeError: a dtype that cannot be stored. ValueError: a number below 1, no fields, two of one name, or a name that
@@ -76,6 +81,10 @@ class TrajectoryBuffer(SharedBuffer):
             max_writers=max_writers,
             reattach=reattach,
             min_trajectory_length=min_trajectory_length,
+            samples_per_insert=samples_per_insert,
+            min_rows=min_rows,
+            slack_samples=slack_samples,
+            flow_timeout=flow_timeout,
         )
 
     @classmethod

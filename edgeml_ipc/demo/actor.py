@@ -11,8 +11,9 @@ import numpy as np
 
 from edgeml_ipc.data import QueuedDataStore
 from edgeml_ipc.demo.accounting import Acknowledged, Source
+from edgeml_ipc.demo.environment import make_env
 from edgeml_ipc.demo.policy import Policy
-from edgeml_ipc.demo.settings import FINISHED, STORE, Settings, make_env
+from edgeml_ipc.demo.settings import FINISHED, STORE, Settings
 from edgeml_ipc.errors import TimeoutError
 from edgeml_ipc.trainer import TrainerClient
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from threading import Condition
 from typing import Any
 
-import jax
 import numpy as np
 import numpy.typing as npt
 
 from edgeml_ipc.data import ReplayBuffer
-from edgeml_ipc.demo import sac
 from edgeml_ipc.demo.accounting import Acknowledged, Audit, Ledger, Source, audit_store, episode_returns
+from edgeml_ipc.demo.agent import Agent
+from edgeml_ipc.demo.environment import make_env
 from edgeml_ipc.demo.policy import Policy
-from edgeml_ipc.demo.settings import EVALUATION_EPISODES, EVALUATION_SEED, ORIGIN, STORE, Settings, make_env
+from edgeml_ipc.demo.settings import EVALUATION_EPISODES, EVALUATION_SEED, ORIGIN, STORE, Settings
 from edgeml_ipc.errors import TimeoutError
 from edgeml_ipc.trainer import TrainerServer
 
@@ -115,9 +115,8 @@ class Learner:
         """
         self._settings = settings
         env = make_env()
-        self._buffer = ReplayBuffer(
-            env.observation_space, env.action_space, settings.capacity, seed=settings.seed, extra_columns=[ORIGIN]
-        )
+        self._spaces = (env.observation_space, env.action_space)
+        self._buffer = ReplayBuffer(*self._spaces, settings.capacity, seed=settings.seed, extra_columns=[ORIGIN])
         self._intake = Intake()
         self._updates = 0
         self._params: Any = None  # of the newest policy, as numpy arrays
@@ -147,8 +146,9 @@ class Learner:
         """
         settings, intake = self._settings, self._intake
         self._publish(done=False)  # the actors begin with random actions while the update is compiled
-        state = self._initial_state()
-        update_many = self._compile(state)
+        rows, updates = settings.batch_rows, settings.updates_per_call
+        agent = Agent(*self._spaces, seed=settings.seed, batch_rows=rows, updates_per_call=updates)
+        self._params = agent.actor
         last_report = last_arrival = time.monotonic()
         seen = 0
         while True:
@@ -163,10 +163,8 @@ class Learner:
                 last_report = now
             due = min(inserted, settings.steps) - settings.warmup_steps - self._updates
             if due >= settings.updates_per_call:
-                state, _ = update_many(state, self._batches())
-                # A copy: the next update overwrites the state's own buffers.
-                self._params = jax.tree.map(np.array, state.actor)
-                self._updates += settings.updates_per_call
+                agent.learn(self._buffer.sample(agent.rows_per_call))
+                self._params, self._updates = agent.actor, agent.updates
                 intake.version += 1
             elif inserted >= settings.steps:
                 break
@@ -212,25 +210,6 @@ class Learner:
             "done": done,
         }
         self.server.publish_network(order)
-
-    def _initial_state(self) -> sac.State:
-        shapes = {field.name: field.shape for field in self._buffer.data_shapes}
-        state: sac.State = sac.initial_state(self._settings.seed, *shapes["observations"], *shapes["actions"])
-        self._params = jax.tree.map(np.array, state.actor)
-        return state
-
-    def _compile(self, state: sac.State) -> Any:
-        """Compile the update for the shapes of `_batches` before any data is there."""
-        settings = self._settings
-        sizes = (settings.updates_per_call, settings.batch_rows)
-        fields = {field.name: field for field in self._buffer.data_shapes}
-        batches = {name: np.zeros((*sizes, *fields[name].shape), fields[name].dtype) for name in sac.BATCH_FIELDS}
-        return sac.update_many.lower(state, batches).compile()
-
-    def _batches(self) -> dict[str, npt.NDArray[Any]]:
-        sizes = (self._settings.updates_per_call, self._settings.batch_rows)
-        sample = self._buffer.sample(sizes[0] * sizes[1])
-        return {name: sample[name].reshape(*sizes, *sample[name].shape[1:]) for name in sac.BATCH_FIELDS}
 
     def _progress(self) -> Progress:
         progress = self._intake.progress()

@@ -18,24 +18,46 @@ Params: TypeAlias = Any  # a nested dict of arrays
 Batch: TypeAlias = Mapping[str, jax.Array]
 
 BATCH_FIELDS = ("observations", "actions", "rewards", "masks", "next_observations")
-HIDDEN = (64, 64)
 CRITICS = 2
-DISCOUNT = 0.99
-TARGET_RATE = 0.01
-LEARNING_RATE = 1e-3
-REWARD_SCALE = 0.1
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
+
+
+class Recipe(NamedTuple):
+    """What is chosen for a kind of environment.
+
+    Attributes:
+        hidden: widths of the hidden layers of actor and critics.
+        learning_rate: of actor, critics and temperature.
+        target_rate: the share of the critics that goes into the target critics at each gradient step.
+        reward_scale: what rewards are multiplied by. discount: of the values one step later.
+    """
+
+    hidden: tuple[int, ...] = (64, 64)
+    learning_rate: float = 1e-3
+    target_rate: float = 0.01
+    reward_scale: float = 0.1
+    discount: float = 0.99
+
+
+PENDULUM = Recipe()
+LOCOMOTION = Recipe(hidden=(256, 256), target_rate=0.005, reward_scale=1.0)
+
+
+def recipe_for(env_name: str) -> Recipe:
+    """Return what is known to work for an environment; for one that is not known, what works for MuJoCo's."""
+    return PENDULUM if env_name.startswith("Pendulum") else LOCOMOTION
 
 
 class Actor(nn.Module):
     """Map observations `(..., observation)` to mean and log standard deviation `(..., action)` before the tanh."""
 
     action_size: int
+    hidden: tuple[int, ...]
 
     @nn.compact
     def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = observations
-        for width in HIDDEN:
+        for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
         mean, log_std = jnp.split(nn.Dense(2 * self.action_size)(x), 2, axis=-1)
         return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
@@ -44,10 +66,12 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """Map observations and actions to values `(...)`."""
 
+    hidden: tuple[int, ...]
+
     @nn.compact
     def __call__(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
         x = jnp.concatenate([observations, actions], axis=-1)
-        for width in HIDDEN:
+        for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
         return nn.Dense(1)(x)[..., 0]
 
@@ -66,78 +90,79 @@ class State(NamedTuple):
     key: jax.Array
 
 
-_adam = optax.adam(LEARNING_RATE)
-
-
-@partial(jax.jit, static_argnums=(1, 2))  # one compilation instead of one per operation
-def initial_state(seed: int, observation_size: int, action_size: int) -> State:
+@partial(jax.jit, static_argnums=(1, 2, 3))  # one compilation instead of one per operation
+def initial_state(seed: int, observation_size: int, action_size: int, recipe: Recipe = PENDULUM) -> State:
     """Draw the first parameters from `seed`."""
     key, actor_key, critic_key = jax.random.split(jax.random.key(seed), 3)
     observation, action = jnp.zeros((1, observation_size)), jnp.zeros((1, action_size))
-    actor = Actor(action_size).init(actor_key, observation)["params"]
-    critics = Critics().init(critic_key, observation, action)["params"]
+    actor = Actor(action_size, recipe.hidden).init(actor_key, observation)["params"]
+    critics = Critics(recipe.hidden).init(critic_key, observation, action)["params"]
     log_temperature = jnp.zeros(())
-    optimizer = (_adam.init(actor), _adam.init(critics), _adam.init(log_temperature))
+    adam = optax.adam(recipe.learning_rate)
+    optimizer = (adam.init(actor), adam.init(critics), adam.init(log_temperature))
     return State(actor, critics, jax.tree.map(jnp.copy, critics), log_temperature, optimizer, key)
 
 
-@partial(jax.jit, donate_argnums=0)
-def update_many(state: State, batches: Batch) -> tuple[State, dict[str, jax.Array]]:
+@partial(jax.jit, donate_argnums=0, static_argnums=2)
+def update_many(state: State, batches: Batch, recipe: Recipe = PENDULUM) -> tuple[State, dict[str, jax.Array]]:
     """Take one gradient step per batch.
 
     Args:
         state: consumed; use the one that is returned.
         batches: the `BATCH_FIELDS`, each `(steps, batch, *shape)`; actions are in -1..1.
+        recipe: with which the state was drawn.
     Returns:
         The new state, and metrics averaged over the steps.
     """
-    state, metrics = jax.lax.scan(_update, state, dict(batches))
+    state, metrics = jax.lax.scan(partial(_update, recipe), state, dict(batches))
     return state, jax.tree.map(jnp.mean, metrics)
 
 
-def _update(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+def _update(recipe: Recipe, state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
     key, next_key, actor_key = jax.random.split(state.key, 3)
     actor_optimizer, critic_optimizer, temperature_optimizer = state.optimizer
     temperature = jnp.exp(state.log_temperature)
     action_size = batch["actions"].shape[-1]
+    network, critic_network = Actor(action_size, recipe.hidden), Critics(recipe.hidden)
 
-    next_actions, next_log_probs = _act(state.actor, action_size, batch["next_observations"], next_key)
-    next_values = _values(state.target_critics, batch["next_observations"], next_actions).min(axis=0)
+    next_actions, next_log_probs = _act(network, state.actor, batch["next_observations"], next_key)
+    next_values = _values(critic_network, state.target_critics, batch["next_observations"], next_actions).min(axis=0)
     soft_values = next_values - temperature * next_log_probs
-    targets = REWARD_SCALE * batch["rewards"] + DISCOUNT * batch["masks"] * soft_values
+    targets = recipe.reward_scale * batch["rewards"] + recipe.discount * batch["masks"] * soft_values
 
     def critic_loss(critics: Params) -> jax.Array:
-        values = _values(critics, batch["observations"], batch["actions"])
+        values = _values(critic_network, critics, batch["observations"], batch["actions"])
         return jnp.square(values - targets).mean()
 
     def actor_loss(actor: Params) -> tuple[jax.Array, jax.Array]:
-        actions, log_probs = _act(actor, action_size, batch["observations"], actor_key)
-        values = _values(critics, batch["observations"], actions).min(axis=0)
+        actions, log_probs = _act(network, actor, batch["observations"], actor_key)
+        values = _values(critic_network, critics, batch["observations"], actions).min(axis=0)
         return (temperature * log_probs - values).mean(), -log_probs.mean()
 
+    apply = partial(_apply, optax.adam(recipe.learning_rate))
     critic_loss_value, gradient = jax.value_and_grad(critic_loss)(state.critics)
-    critics, critic_optimizer = _apply(gradient, critic_optimizer, state.critics)
+    critics, critic_optimizer = apply(gradient, critic_optimizer, state.critics)
     (actor_loss_value, entropy), gradient = jax.value_and_grad(actor_loss, has_aux=True)(state.actor)
-    actor, actor_optimizer = _apply(gradient, actor_optimizer, state.actor)
+    actor, actor_optimizer = apply(gradient, actor_optimizer, state.actor)
     # The temperature rises while the entropy is below its target of -1 per action dimension.
     temperature_gradient = temperature * (entropy + action_size)
-    log_temperature, temperature_optimizer = _apply(temperature_gradient, temperature_optimizer, state.log_temperature)
+    log_temperature, temperature_optimizer = apply(temperature_gradient, temperature_optimizer, state.log_temperature)
 
-    target_critics = optax.incremental_update(critics, state.target_critics, TARGET_RATE)
+    target_critics = optax.incremental_update(critics, state.target_critics, recipe.target_rate)
     optimizer = (actor_optimizer, critic_optimizer, temperature_optimizer)
     metrics = {"critic_loss": critic_loss_value, "actor_loss": actor_loss_value, "entropy": entropy, "temperature": temperature}
     return State(actor, critics, target_critics, log_temperature, optimizer, key), metrics
 
 
-def _values(critics: Params, observations: jax.Array, actions: jax.Array) -> jax.Array:
+def _values(network: Critic, critics: Params, observations: jax.Array, actions: jax.Array) -> jax.Array:
     """Return what each critic thinks, `(critics, batch)`."""
-    values: jax.Array = Critics().apply({"params": critics}, observations, actions)  # type: ignore[assignment]
+    values: jax.Array = network.apply({"params": critics}, observations, actions)  # type: ignore[assignment]
     return values
 
 
-def _act(actor: Params, action_size: int, observations: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _act(network: Actor, actor: Params, observations: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Draw actions in -1..1 and give their log probabilities, that of the tanh included."""
-    output: tuple[jax.Array, jax.Array] = Actor(action_size).apply({"params": actor}, observations)  # type: ignore[assignment]
+    output: tuple[jax.Array, jax.Array] = network.apply({"params": actor}, observations)  # type: ignore[assignment]
     mean, log_std = output
     noise = jax.random.normal(key, mean.shape)
     raw = mean + jnp.exp(log_std) * noise
@@ -147,6 +172,8 @@ def _act(actor: Params, action_size: int, observations: jax.Array, key: jax.Arra
     return jnp.tanh(raw), log_prob.sum(axis=-1)
 
 
-def _apply(gradient: Params, optimizer: optax.OptState, params: Params) -> tuple[Any, optax.OptState]:
-    updates, optimizer = _adam.update(gradient, optimizer, params)
+def _apply(
+    adam: optax.GradientTransformation, gradient: Params, optimizer: optax.OptState, params: Params
+) -> tuple[Any, optax.OptState]:
+    updates, optimizer = adam.update(gradient, optimizer, params)
     return optax.apply_updates(params, updates), optimizer

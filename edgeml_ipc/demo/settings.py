@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from edgeml_ipc.data import DataShape
 from edgeml_ipc.trainer import TrainerConfig
-
-if TYPE_CHECKING:
-    import gymnasium
 
 STORE = "replay"
 FINISHED = "finished"  # the request by which an actor says goodbye
@@ -64,11 +60,3 @@ class Settings:
     def address(self, host: str, port: int) -> str:
         """Return the learner's address; where the transport has no ports, `port` is part of a name."""
         return f"shm://edgeml-demo-{port}" if self.transport == "shm" else f"{self.transport}://{host}:{port}"
-
-
-def make_env() -> gymnasium.Env[Any, Any]:
-    """Make Pendulum-v1 with actions scaled to -1..1."""
-    import gymnasium
-    import numpy as np
-
-    return gymnasium.wrappers.RescaleAction(gymnasium.make("Pendulum-v1"), np.float32(-1), np.float32(1))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from gymnasium import Env
 
 from edgeml_ipc._fronts import ServerFront
@@ -40,6 +39,7 @@ class EnvServer(ServerFront):
         transport: scheme; None means `auto`.
         keys: CURVE keys; insecure: allow listening beyond loopback without them.
         max_clients: how many clients of a factory may have an environment at once.
+        policies: key -> how the arrays of observations and infos travel over tcp; see `edgeml_ipc.codec.policies`.
         log_level: for this library's logger only.
     Raises:
         AddressInUse: another server listens there. AuthenticationError: beyond loopback without keys.
@@ -56,6 +56,7 @@ class EnvServer(ServerFront):
         keys: Keys | None = None,
         insecure: bool = False,
         max_clients: int = 64,
+        policies: Mapping[str, str] | None = None,
         log_level: int | str | None = None,
     ) -> None:
         set_log_level(log_level)
@@ -79,6 +80,8 @@ class EnvServer(ServerFront):
                 "close": self._close,
             },
             options=options_for(keys, insecure),
+            policies=policies,
+            copy=True,  # an environment may change the action that it is given
             tick=self._seats.tidy,
             on_gone=self._seats.went,
             on_end=self._seats.close,
@@ -97,12 +100,12 @@ class EnvServer(ServerFront):
 
     def _reset(self, request: tuple[int | None, dict[str, Any] | None]) -> tuple[Any, dict[str, Any]]:
         seed, options = request
-        observation, info = self._seats.take(self._client).reset(seed=seed, options=_writable(options))
+        observation, info = self._seats.take(self._client).reset(seed=seed, options=options)
         return observation, dict(info)
 
     def _step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         env = self._seats.of(self._client)
-        observation, reward, terminated, truncated, info = env.step(_writable(action))
+        observation, reward, terminated, truncated, info = env.step(action)
         return observation, reward, terminated, truncated, dict(info)
 
     def _render(self, _: object) -> Any:
@@ -110,15 +113,3 @@ class EnvServer(ServerFront):
 
     def _close(self, _: object) -> None:
         self._seats.leave(self._client)
-
-
-def _writable(tree: Any) -> Any:
-    """Return a tree whose arrays the environment may change: those that were received are read-only."""
-    kind = type(tree)
-    if kind is np.ndarray:
-        return tree.copy()
-    if kind is dict:
-        return {key: _writable(value) for key, value in tree.items()}
-    if kind is tuple or kind is list:
-        return kind(_writable(value) for value in tree)
-    return tree

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from edgeml_ipc.errors import ConfigMismatch, EdgeMLError, IncompatiblePeer
+from edgeml_ipc.errors import ConfigMismatch, EdgeMLError, IncompatiblePeer, PeerDied
 from edgeml_ipc.gym_env.description import Description
 from edgeml_ipc.gym_env.env_server import CONFIG, DEFAULT_PORT, SERVICE
 from edgeml_ipc.service import DEFAULT_WAIT_SECONDS, Client, complete_address, options_for, set_log_level
@@ -36,6 +37,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         wait_for_server: keep trying to connect for up to `wait_timeout` seconds while nothing answers.
         transport: scheme; None means `auto`.
         copy: give arrays that belong to the caller, as environments do; False gives read-only views, without a copy.
+        policies: key -> how the arrays of actions and options travel over tcp; see `edgeml_ipc.codec.policies`.
         render_mode: what the environment must have been made with; None takes what there is.
     Attributes:
         metadata: the environment's, with its one render mode as `render_modes`: no other can be asked for.
@@ -58,6 +60,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         transport: str | None = None,
         keys: Keys | None = None,
         copy: bool = True,
+        policies: Mapping[str, str] | None = None,
         render_mode: str | None = None,
         log_level: int | str | None = None,
     ) -> None:
@@ -72,9 +75,10 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             wait_timeout=wait_timeout,
             options=options_for(keys),
             copy=copy,
+            policies=policies,
         )
         # What makes another one like this; keys and the rest as they were given.
-        self._again = {"timeout": timeout, "keys": keys, "copy": copy, "address": self._client.address}
+        self._again = {"timeout": timeout, "keys": keys, "copy": copy, "policies": policies, "address": self._client.address}
         try:
             self._get_acquainted()
             if render_mode not in (None, self.render_mode):
@@ -112,7 +116,12 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
                 of the one that was connected first, and its environment has other spaces. TimeoutError, PeerDied.
         """
         super().reset(seed=seed)
-        observation, info = self._call("reset", (seed, options), 2)
+        try:
+            observation, info = self._call("reset", (seed, options), 2)
+        except PeerDied as error:
+            if not error.outcome_unknown:
+                raise
+            observation, info = self._call("reset", (seed, options), 2)  # what the dead server made of it is gone with it
         if self._client.server_incarnation != self._incarnation:
             self._meet_the_successor()
         return observation, info

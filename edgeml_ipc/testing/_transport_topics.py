@@ -62,6 +62,25 @@ class TopicTests(TransportTests):
             with pytest.raises(TimeoutError):
                 connection.recv(0.02)
 
+    def test_a_value_that_may_be_shortened(self, place: Place, listener: Listener) -> None:
+        """Each subscriber gets it as it was published, or all get what it was shortened to, once, where they asked for it."""
+        threads: list[int] = []
+
+        def shorten(parts: Sequence[Buffer]) -> Sequence[Buffer]:
+            threads.append(threading.get_ident())
+            return _value(_version(parts), 10)
+
+        listener.publish(0, _value(1, 100_000), shorten)
+        assert threads == []
+        with connect(place, listener, topics=[0]) as one, connect(place, listener, topics=[0]) as two:
+            assert _version(one.recv(PATIENCE_S)) == _version(two.recv(PATIENCE_S)) == 1
+            listener.publish(0, _value(2, 100_000), shorten)
+            received = [one.recv(PATIENCE_S), two.recv(PATIENCE_S)]
+            assert [_version(parts) for parts in received] == [2, 2]
+            assert {len(flat(parts)[1]) for parts in received} == ({10} if threads else {100_000})
+        assert len(threads) in (0, 2)
+        assert threading.get_ident() not in threads
+
     def test_only_subscribed_topics_arrive(self, place: Place, listener: Listener) -> None:
         with (
             connect(place, listener, topics=[15]) as one,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 import socket
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ def dial(
                 options.keys.apply_to_client(port.socket)
             port.socket.connect(address)
             message = wire.pack(write_hello(hello, topics, wants_shm), 2 * MAX_HELLO_BYTES, address)
-            port.transmit([wire.head(wire.HELLO, count=message.count) + message.body, *message.frames])
+            with contextlib.suppress(zmq.Again):  # another kind of zmq socket answered before: `wait` says so
+                port.transmit([wire.head(wire.HELLO, count=message.count) + message.body, *message.frames])
             frames = _Handshake(port, host, port_number, options, deadline).wait()
             return _established(port, address, options, topics, frames)
     except BaseException:

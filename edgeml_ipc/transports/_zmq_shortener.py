@@ -50,7 +50,7 @@ class Shortener:
         with self._changed:
             self._wanted.add(topic)
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="edgeml-ipc-shorten", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="edgeml_ipc-shorten", daemon=True)
                 self._thread.start()
             self._changed.notify()
 

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from edgeml_ipc._deadline import Deadline
 from edgeml_ipc.errors import AddressInUse, ConnectionClosed, EdgeMLError, MessageTooLarge
 from edgeml_ipc.transports import _shm_handshake as handshake
 from edgeml_ipc.transports._shm_ends import NO_NONCE, ShmServerConnection, _core, new_link
@@ -112,15 +111,15 @@ class ShmListener(Listener):
 
     def poll(self, timeout: float | None) -> list[tuple[Connection, list[Buffer] | None]]:
         """See `Listener.poll`."""
-        start = time.monotonic()
-        events = self.poll_once(timeout)
-        if events or timeout == 0 or self.was_woken():
-            return events
-        deadline = Deadline(None if timeout is None else timeout - (time.monotonic() - start))
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            events = self.poll_once(deadline.remaining())
-            if events or self.was_woken() or deadline.expired:
+            events = self.poll_once(timeout)
+            if events or self.was_woken():
                 return events
+            if deadline is not None:
+                timeout = deadline - time.monotonic()
+                if timeout <= 0:
+                    return events
 
     def was_woken(self) -> bool:
         """Say, once, whether `wake` was called."""
@@ -149,12 +148,10 @@ class ShmListener(Listener):
         self, events: list[tuple[_core.Link, list[Buffer] | None]]
     ) -> list[tuple[Connection, list[Buffer] | None]]:
         connections = self._connections
-        result: list[tuple[Connection, list[Buffer] | None]] = []
+        result: list[tuple[Connection, list[Buffer] | None]] = [(connections[link], parts) for link, parts in events]
         for link, parts in events:
-            connection = connections[link]
-            result.append((connection, parts))
             if parts is None:
-                self._forget(connection)
+                self._forget(connections[link])
         return result
 
     def _adopt(self) -> None:

@@ -68,7 +68,7 @@ def test_log_probability_is_that_of_the_squashed_normal() -> None:
     """The mean of 1/density over draws, those outside an interval taken as 0, is the interval's length."""
     actor = sac.initial_state(3, OBSERVATION, 1).actor
     observations = jnp.broadcast_to(jnp.array([0.3, -1.0, 0.5]), (200_000, OBSERVATION))
-    actions, log_probs = sac._act(actor, 1, observations, jax.random.key(0))
+    actions, log_probs = sac._act(sac.Actor(1, sac.PENDULUM.hidden), actor, observations, jax.random.key(0))
     drawn, density = np.asarray(actions)[:, 0], np.exp(np.asarray(log_probs))
     edges = np.linspace(-0.9, 0.9, 10)
     for low, high in itertools.pairwise(edges):
@@ -79,7 +79,7 @@ def test_log_probability_is_that_of_the_squashed_normal() -> None:
 def test_numpy_policy_is_the_jax_actor() -> None:
     params = sac.initial_state(5, OBSERVATION, ACTION).actor
     observations = np.random.default_rng(1).normal(size=(20, OBSERVATION)).astype(np.float32)
-    mean, log_std = sac.Actor(ACTION).apply({"params": params}, observations)
+    mean, log_std = sac.Actor(ACTION, sac.PENDULUM.hidden).apply({"params": params}, observations)
     policy = Policy(jax.tree.map(np.asarray, params))
     np.testing.assert_allclose(policy.mode(observations), np.tanh(mean), rtol=1e-4, atol=1e-6)
     draws = np.stack([policy.sample(observations[0], np.random.default_rng(k)) for k in range(4000)])

@@ -26,6 +26,14 @@ PUBLIC = {
     ],
     "edgeml_ipc.data.sampler": ["FutureSampler", "LatestSampler", "PrioritySampler", "Sampler", "SequenceSampler"],
     "edgeml_ipc.data.data_store": ["DataStoreBase", "QueuedDataStore"],
+    "edgeml_ipc.datasets": [
+        "RLDSLogger",
+        "export_lerobot",
+        "export_minari",
+        "export_rlds",
+        "make_datastore",
+        "populate_datastore",
+    ],
     "edgeml_ipc.remote_buffer": ["RemoteBuffer"],
     "edgeml_ipc.remote_writer": ["RemoteWriter"],
     "edgeml_ipc.errors": [
@@ -37,6 +45,7 @@ PUBLIC = {
         "ConfigMismatch",
         "ConnectionClosed",
         "ConnectionRefused",
+        "DatasetError",
         "EdgeMLError",
         "IncompatiblePeer",
         "MessageTooLarge",

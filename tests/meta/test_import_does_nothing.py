@@ -33,6 +33,8 @@ STATEMENTS = [
     "import edgeml_ipc",
     "from edgeml_ipc import *",
     "import edgeml_ipc.action, edgeml_ipc.inference, edgeml_ipc.trainer, edgeml_ipc.data, edgeml_ipc.cli, edgeml_ipc.testing",
+    "import edgeml_ipc.compat, edgeml_ipc.compat.data.jaxrl_data_store, edgeml_ipc.compat.internal.utils",
+    "import edgeml_ipc.compat.zmq_wrapper.pair, edgeml_ipc.compat.zmq_wrapper.pipeline, edgeml_ipc.compat.zmq_wrapper.req_rep",
 ]
 
 

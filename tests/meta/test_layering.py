@@ -40,7 +40,7 @@ BUFFERS = {
 FRONTS = (
     SERVICE | BUFFERS | {"_fronts", "_batching", "_columns", "_direct", "_inlets", "_uploads"}
 )  # parts of the three services
-SERVICES = FRONTS | {"data", "action", "inference", "_trainer_server", "trainer"}
+SERVICES = FRONTS | {"data", "datasets", "action", "inference", "_trainer_server", "trainer"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "_connector": {"errors"},
@@ -49,6 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "codec": GROUND,
     "transports": GROUND,
     "data": GROUND | {"codec"},
+    "datasets": GROUND | {"codec", "data"},
     "protocol": GROUND | {"codec"},
     "service": PROTOCOL | TRANSPORTS | SERVICE_PARTS,
     **dict.fromkeys(SERVICE_PARTS, PROTOCOL | TRANSPORTS | SERVICE_PARTS),
@@ -75,7 +76,7 @@ ROOMS: dict[str, set[str]] = {
     "gym_env": SERVICES | {"launch"},
     "": SERVICES | {"gym_env"},
     "testing": SERVICES | {""},
-    "compat": SERVICES | {""},
+    "compat": SERVICES | {"", "datasets", "gym_env"},
     "launch": SERVICES | {""},
     "demo": SERVICES | {"", "launch", "gym_env"},
     "cli": SERVICES | {"", "launch", "demo"},

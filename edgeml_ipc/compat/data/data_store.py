@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from edgeml_ipc.data import data_store
@@ -13,6 +14,11 @@ class DataStoreBase(data_store.DataStoreBase):
     def insert(self, data: Any) -> None:
         """Add one item."""
         raise NotImplementedError(f"{type(self).__name__} does not define insert")
+
+    def batch_insert(self, batch_data: Iterable[Any]) -> None:
+        """Add the items of `batch_data` in order, by `insert`."""
+        for data in batch_data:
+            self.insert(data)
 
     def latest_data_id(self) -> int:
         """Return the id of the newest item."""

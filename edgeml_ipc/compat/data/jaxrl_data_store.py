@@ -21,6 +21,7 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
 
     Args:
         device: accepted; batches are numpy arrays.
+        rlds_logger: an `edgeml_ipc.datasets.RLDSLogger`, which records what is inserted; close it before the buffer.
     """
 
     def __init__(
@@ -34,11 +35,15 @@ class TrajectoryBufferDataStore(TrajectoryBuffer):
         **options: Any,
     ) -> None:
         super().__init__(capacity, data_shapes, seed, min_trajectory_length, device, **options)
+        if rlds_logger is not None:
+            rlds_logger.attach(self)
 
 
 class ReplayBufferDataStore(replay_buffer.ReplayBuffer, DataStoreBase):
     """See `edgeml_ipc.ReplayBuffer`; `sample` returns a FrozenDict of flax, as jaxrl's does.
 
+    Args:
+        rlds_logger: an `edgeml_ipc.datasets.RLDSLogger`, which records what is inserted; close it before the buffer.
     Raises:
         ImportError: `sample` and `get_iterator` need flax: pip install 'edgeml_ipc[rl]'.
     """
@@ -47,6 +52,8 @@ class ReplayBufferDataStore(replay_buffer.ReplayBuffer, DataStoreBase):
         self, observation_space: Any, action_space: Any, capacity: int, rlds_logger: Any = None, **options: Any
     ) -> None:
         super().__init__(observation_space, action_space, capacity, **options)
+        if rlds_logger is not None:
+            rlds_logger.attach(self)
 
     def sample(self, batch_size: int, keys: Sequence[str] | None = None, indx: Any = None) -> Any:  # type: ignore[override]
         """Draw rows uniformly.

@@ -1,0 +1,1 @@
+"""Helpers that programs took from edgeml's insides."""
