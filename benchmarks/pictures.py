@@ -13,8 +13,8 @@ from benchmarks.harness import Result
 SIZE_TICKS = {64: "64 B", 1 << 10: "1 KiB", 1 << 14: "16 KiB", 1 << 18: "256 KiB", 1 << 22: "4 MiB", 1 << 26: "64 MiB"}
 EMPTY_AT = 16.0  # where a logarithmic axis shows messages of 0 bytes
 OURS = ("#0b5cad", "#c2410c", "#0f766e", "#7e22ce")
-OTHERS = "#8a8a8a"
-DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+OTHERS = ("#8a8a8a", "#b7924f", "#7fa37f", "#a37f9c", "#7f8fa3")
+DASHES = ("-", "--", ":", "-.")
 MARKERS = "ovs^DPX*<>"
 
 
@@ -66,6 +66,23 @@ def draw(results: Sequence[Result], folder: Path) -> list[str]:
     matplotlib.rcParams["svg.hashsalt"] = "edgeml_ipc"  # the same file from the same results
     written = []
     for picture in PICTURES:
+        shown = [r for r in results if r.axis and r.axis.picture == picture.axis and r.has(picture.key)]
+        shown = [r for r in shown if r.placement == "unpinned"]
+        if shown:
+            name = f"{picture.file}.svg"
+            _draw(importlib.import_module("matplotlib.pyplot"), picture, shown, folder / name)
+            written.append(name)
+    return written
+
+
+def _draw(pyplot: Any, picture: Picture, results: Sequence[Result], path: Path) -> None:
+    figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
+    lines: dict[str, list[Result]] = {}
+    for result in results:
+        assert result.axis
+        lines.setdefault(result.axis.line, []).append(result)
+    ours = others = 0
+    for line, members in lines.items():
         points = [(x, y) for x, y in (_point(picture, r) for r in sorted(members, key=_x)) if y > 0]
         if not points:
             continue  # an empty message carries nothing
@@ -74,12 +91,13 @@ def draw(results: Sequence[Result], folder: Path) -> list[str]:
             style = {"color": OURS[ours % len(OURS)], "linewidth": 2.4, "zorder": 3}
             ours += 1
         else:
-            style = {"color": OTHERS, "linewidth": 1, "linestyle": DASHES[others % len(DASHES)]}
+            style = {"color": OTHERS[others % len(OTHERS)], "linewidth": 1, "linestyle": DASHES[others // len(OTHERS)]}
             others += 1
         marker = MARKERS[(ours + others) % len(MARKERS)]
         axes.plot(*zip(*points, strict=True), label=line, marker=marker, markersize=4, **style)
     _dress(axes, picture, {_x(r) for r in results})
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    if len(lines) > 1:
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 

@@ -15,6 +15,7 @@ from edgeml_ipc import codec, transports
 from edgeml_ipc.data import QueuedDataStore
 from edgeml_ipc.inference import InferenceClient, InferenceServer
 from edgeml_ipc.trainer import TrainerClient, TrainerConfig, TrainerServer
+from edgeml_ipc.transports.base import Connection, Listener
 
 TIMEOUT_SECONDS = 10.0
 TIMEOUT_MS = 10_000
@@ -32,7 +33,7 @@ def address_for(scheme: str) -> str:
 class _Listening(Channel):
     """A listener's side of its only connection."""
 
-    def __init__(self, pipe: Any, listener: transports.Listener) -> None:
+    def __init__(self, pipe: Any, listener: Listener) -> None:
         self._pipe, self._listener = pipe, listener
         self._events: list[Any] = []
         self._connection: Any = None
@@ -61,7 +62,7 @@ class _Listening(Channel):
 class _Connected(Channel):
     """The connecting side."""
 
-    def __init__(self, connection: transports.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def send(self, array: np.ndarray) -> None:

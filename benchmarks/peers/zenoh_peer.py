@@ -59,7 +59,7 @@ def opened(zenoh: Any, listen: list[str], connect: list[str], *, shm: bool) -> I
 class _PubSub(Channel):
     def __init__(self, session: Any, out: str, into: str, provider: Any) -> None:
         self._library = zenoh = imported("zenoh")
-        self._provider = provider
+        self._session, self._provider = session, provider
         self._publisher = session.declare_publisher(out, **reliable(zenoh))
         self._subscriber = session.declare_subscriber(into)
         self._matched = False
@@ -94,7 +94,7 @@ class _PubSub(Channel):
         """End what waits in `recv`: a process that is killed leaves its shared memory behind."""
         with suppress(EOFError):
             pipe.recv()
-        self._subscriber.undeclare()
+        self._session.close()
 
 
 class ZenohWay(Way):
@@ -128,8 +128,12 @@ class ZenohWay(Way):
         address = free_address()
         with self._session(nbytes, [address], []) as (session, provider):
             channel = _PubSub(session, f"{shared}/back", f"{shared}/there", provider)
-            threading.Thread(target=channel.stop_when_told, args=(pipe,), daemon=True).start()
-            yield address, channel
+            stopper = threading.Thread(target=channel.stop_when_told, args=(pipe,), daemon=True)
+            stopper.start()
+            try:
+                yield address, channel
+            finally:
+                stopper.join()
 
     @contextmanager
     def asking(self, address: Any, shared: Any, nbytes: int) -> Iterator[Channel]:
