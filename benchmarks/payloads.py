@@ -19,6 +19,7 @@ TRANSITIONS_PER_UPDATE = 256
 STACKED = 50  # transitions of one batch
 
 Transition = dict[str, Any]
+_ACTION = np.zeros(ACTION_BYTES // 8)
 
 
 def touch(array: np.ndarray) -> int:
@@ -27,7 +28,12 @@ def touch(array: np.ndarray) -> int:
 
 
 def act(array: np.ndarray) -> np.ndarray:
-    """Read every page of what was received, and return the 48 bytes of an action, the first 8 of which tell what they hold."""
+    """Read every page of what was received, and return the 48 bytes of an action, the first 8 of which tell what they hold.
+
+    What is smaller than a page is not looked at: that would take longer than the message.
+    """
+    if array.nbytes < PAGE_BYTES:
+        return _ACTION
     action = np.zeros(ACTION_BYTES // 8)
     action[0] = touch(array)
     return action

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks import payloads
 from benchmarks.harness import Axis, Case, Mark, Placement, Round, Sample
 from benchmarks.processes import ANSWER_SECONDS, UNTRIMMED, ask_until_stopped, asked_by, receive, spawned_on
-from benchmarks.way import Handler, Way
+from benchmarks.way import Handler, Way, as_array
 from edgeml_ipc.errors import TransportUnavailable
 
 SPIN, FUTEX = "floor.pingpong.spin", "floor.pingpong.futex"
@@ -32,7 +32,7 @@ def operation(way: Way, address: Any, shared: Any, nbytes: int, handler: Handler
     """Enter with one round trip, after one whose answer was looked at."""
     message = payloads.block(nbytes)
     with way.ask(address, shared, nbytes) as ask:
-        received = np.frombuffer(bytes(np.ascontiguousarray(ask(message))), np.uint8)
+        received = as_array(ask(message)).copy()
         expected = np.ascontiguousarray(handler(message)).reshape(-1).view(np.uint8)
         if not np.array_equal(received, expected):
             raise RuntimeError(f"{way.name} answered {received[:80]} to {nbytes} bytes, expected was {expected[:80]}")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from benchmarks.way import Ask, Channel, Give, Handler, OnTaken, Stopped, Way
+from benchmarks import payloads
+from benchmarks.way import Ask, Give, Handler, OnTaken, Way, as_array
 from edgeml_ipc import codec, transports
 from edgeml_ipc.data import QueuedDataStore
 from edgeml_ipc.inference import InferenceClient, InferenceServer
 from edgeml_ipc.trainer import TrainerClient, TrainerConfig, TrainerServer
-from edgeml_ipc.transports.base import Connection, Listener
+from edgeml_ipc.transports.base import Connection
 
 TIMEOUT_SECONDS = 10.0
 TIMEOUT_MS = 10_000
@@ -30,53 +31,8 @@ def address_for(scheme: str) -> str:
     return f"shm://bench-{secrets.token_hex(8)}" if scheme == "shm" else f"{scheme}://127.0.0.1:0"
 
 
-class _Listening(Channel):
-    """A listener's side of its only connection."""
-
-    def __init__(self, pipe: Any, listener: Listener) -> None:
-        self._pipe, self._listener = pipe, listener
-        self._events: list[Any] = []
-        self._connection: Any = None
-
-    def _next(self) -> list[Any]:
-        while True:
-            while not self._events:
-                self._events = self._listener.poll(LOOK_SECONDS)
-                self._events.reverse()
-                if not self._events and self._pipe.poll(0):
-                    raise Stopped
-            self._connection, parts = self._events.pop()
-            if parts is not None:
-                return parts  # type: ignore[no-any-return]
-
-    def send(self, array: np.ndarray) -> None:
-        self._connection.send([array], TIMEOUT_SECONDS)
-
-    def recv(self) -> np.ndarray:
-        return np.frombuffer(self._next()[0], np.uint8)
-
-    def recv_tree(self) -> Any:
-        return codec.decode(self._next())
-
-
-class _Connected(Channel):
-    """The connecting side."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def send(self, array: np.ndarray) -> None:
-        self._connection.send([array], TIMEOUT_SECONDS)
-
-    def recv(self) -> np.ndarray:
-        return np.frombuffer(self._connection.recv(TIMEOUT_SECONDS)[0], np.uint8)
-
-    def send_tree(self, tree: Any) -> None:
-        self._connection.send(codec.encode(tree), TIMEOUT_SECONDS)
-
-
 class TransportWay(Way):
-    """A transport alone: buffers, without protocol or service.
+    """A transport alone: buffers, of which nothing is made where they come back as they are; trees pass through the codec.
 
     Args:
         scheme: "shm" or "tcp".
@@ -89,17 +45,48 @@ class TransportWay(Way):
         self.scheme, self.name, self.title = scheme, f"transport.{scheme}", f"transport {scheme}"
         self.untrimmed = scheme == "tcp"
 
-    @contextmanager
-    def answering(self, pipe: Any, shared: Any, nbytes: int) -> Iterator[tuple[Any, Channel]]:
-        """See `Way.answering`."""
+    def _serve(self, pipe: Any, handle: Callable[[Connection, list[Any]], object]) -> None:
         with transports.listen(address_for(self.scheme), welcome=lambda hello: b"") as listener:
-            yield listener.address, _Listening(pipe, listener)
+            pipe.send(listener.address)
+            while True:
+                events = listener.poll(LOOK_SECONDS)
+                for connection, parts in events:
+                    if parts is not None:
+                        handle(connection, parts)
+                if not events and pipe.poll(0):
+                    return
+
+    def answer(self, pipe: Any, shared: Any, nbytes: int, handler: Handler) -> None:
+        """See `Way.answer`."""
+
+        def act(connection: Connection, parts: list[Any]) -> None:
+            connection.send([handler(as_array(parts[0]))], TIMEOUT_SECONDS)
+
+        def echo(connection: Connection, parts: list[Any]) -> None:
+            connection.send(parts, TIMEOUT_SECONDS)
+
+        self._serve(pipe, echo if handler is payloads.echo else act)
 
     @contextmanager
-    def asking(self, address: Any, shared: Any, nbytes: int) -> Iterator[Channel]:
-        """See `Way.asking`."""
+    def ask(self, address: Any, shared: Any, nbytes: int) -> Iterator[Ask]:
+        """See `Way.ask`."""
         with transports.connect(address, timeout=TIMEOUT_SECONDS) as connection:
-            yield _Connected(connection)
+
+            def call(array: np.ndarray) -> Any:
+                connection.send([array], TIMEOUT_SECONDS)
+                return connection.recv(TIMEOUT_SECONDS)[0]
+
+            yield call
+
+    def take(self, pipe: Any, shared: Any, nbytes: int, taken: OnTaken) -> None:
+        """See `Way.take`."""
+        self._serve(pipe, lambda _, parts: taken(codec.decode(parts)))
+
+    @contextmanager
+    def give(self, address: Any, shared: Any, nbytes: int) -> Iterator[Give]:
+        """See `Way.give`."""
+        with transports.connect(address, timeout=TIMEOUT_SECONDS) as connection:
+            yield lambda tree: connection.send(codec.encode(tree), TIMEOUT_SECONDS), lambda: None
 
 
 class ServiceWay(Way):
