@@ -88,7 +88,7 @@ def export_lerobot(
         DatasetError: the buffer is empty, `root` is there, or it cannot be written. Then nothing was written.
 
     Example:
-        >>> export_lerobot(buffer, "/data/walks", fps=30, task="walk forward")  # doctest: +SKIP
+        export_lerobot(buffer, "/data/walks", fps=30, task="walk forward")
     """
     needed("pyarrow", "lerobot")
     check_fields(buffer)

@@ -36,7 +36,7 @@ def export_minari(
         DatasetError: the buffer is empty, or the data set cannot be written. Then nothing was written.
 
     Example:
-        >>> export_minari(buffer, "walker/mine-v0", author="me")  # doctest: +SKIP
+        dataset = export_minari(buffer, "walker/mine-v0", author="me")
     """
     minari = needed("minari", "minari")
     check_fields(buffer)

@@ -58,7 +58,8 @@ def make_datastore(
         DatasetError: there is no data set, or none that can be read. ValueError: another type, or no RLDS data set.
 
     Example:
-        >>> buffer = make_datastore("/data/walks", capacity=100_000)  # doctest: +SKIP
+        buffer = make_datastore("/data/walks", capacity=100_000)
+        batch = buffer.sample(256)
     """
     check_store_type(type)
     dataset = open_dataset(dataset_dir)
@@ -68,7 +69,12 @@ def make_datastore(
     else:
         make = ReplayBuffer if type == "replay_buffer" else make_default_trajectory_buffer
         store = make(*spaces_of(dataset), capacity)
-    return populate_datastore(store, dataset, type, data_transform)
+    try:
+        return populate_datastore(store, dataset, type, data_transform)
+    except BaseException:
+        if isinstance(store, SharedBuffer):
+            store.close()
+        raise
 
 
 def check_store_type(type: str) -> None:
@@ -79,7 +85,6 @@ def check_store_type(type: str) -> None:
 
 def open_dataset(dataset_dir: str | os.PathLike[str]) -> Any:
     """Return a data set as a `tf.data.Dataset` of episodes, in the order of its files. Raises as `make_datastore`."""
-    needed("tensorflow", "rlds")
     tfds = needed("tensorflow_datasets", "rlds")
     tensorflow = needed("tensorflow", "rlds")
     try:

@@ -35,7 +35,37 @@ def endpoint(host: str, port: int) -> str:
 def dial(
     host: str, port_number: int, *, hello: bytes, topics: Sequence[int], deadline: Deadline, options: Options, wants_shm: bool
 ) -> TcpConnection:
-    """Connect to one numeric address; see `Transport.connect` for the errors."""
+    """Connect to one numeric address; see `Transport.connect` for the errors.
+
+    A server that ends breaks the handshake off, as does something that is not this library, or has other keys; and it may be
+    its successor that is asked why. So where it was broken off it is tried once more, before that is called the reason.
+    """
+    arguments = (host, port_number, hello, topics, deadline, options, wants_shm)
+    try:
+        return _dial(*arguments)
+    except _BrokenOff:
+        pass
+    try:
+        return _dial(*arguments)
+    except _BrokenOff as broken_off:
+        raise broken_off.reason from None
+
+
+class _BrokenOff(EdgeMLError):
+    """The handshake was broken off.
+
+    Attributes:
+        reason: why, if what is there now is what was there then.
+    """
+
+    def __init__(self, reason: EdgeMLError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def _dial(
+    host: str, port_number: int, hello: bytes, topics: Sequence[int], deadline: Deadline, options: Options, wants_shm: bool
+) -> TcpConnection:
     port = Port(zmq.DEALER, options.max_message_bytes)
     address = endpoint(host, port_number)
     try:
@@ -155,12 +185,14 @@ class _Handshake:
         mechanism = greeting[_MECHANISM].rstrip(b"\0")
         if greeting[:1] != _ZMTP_FIRST_BYTE or mechanism not in (b"NULL", b"CURVE"):
             says = f"it says {greeting!r}" if greeting else "it closes the connection"
-            return IncompatiblePeer(f"{self._address} is not this library: {says}")
+            return _BrokenOff(IncompatiblePeer(f"{self._address} is not this library: {says}"))
         if (mechanism == b"CURVE") != self._secured:
             return self._disagree()
         if self._secured:
-            return AuthenticationError(f"{self._address}: the server refused; this side's copy of its public key is wrong")
-        return IncompatiblePeer(f"{self._address} is not this library: a zmq socket of another kind listens there")
+            refused = f"{self._address}: the server refused; this side's copy of its public key is wrong"
+            return _BrokenOff(AuthenticationError(refused))
+        another = f"{self._address} is not this library: a zmq socket of another kind listens there"
+        return _BrokenOff(IncompatiblePeer(another))
 
     def _disagree(self) -> AuthenticationError:
         missing = "the server uses none" if self._secured else "the server requires them, none were given here"

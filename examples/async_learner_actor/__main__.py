@@ -65,7 +65,7 @@ def parse():
     add("--seed", type=int, default=0, help="of networks, sampling, actions and environment (default: %(default)s)")
     add("--render", action="store_true", help="show the actor's environment in a window")
     add = parser.add_argument_group("the learner's").add_argument
-    add("--steps", type=int, default=150_000, help="environment steps, of all actors, until the end (default: %(default)s)")
+    add("--steps", type=int, default=100_000, help="environment steps, of all actors, until the end (default: %(default)s)")
     add("--random-steps", type=int, default=1000, help="steps before the first gradient step (default: %(default)s)")
     add("--updates-per-step", type=float, default=0.5, help="gradient steps per environment step (default: %(default)s)")
     add("--capacity", type=int, default=1_000_000, help="of the buffer, in transitions (default: %(default)s)")

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from functools import partial
 
 import numpy as np
 from common import EPISODE, STORE, say, trainer_config
@@ -30,40 +31,47 @@ class Orders:
 
 def act(args, stopped):
     """Act until the learner says that the run is over, or `stopped` is set."""
-    env, queue, orders = make_env(args.env, "human" if args.render else None), QueuedDataStore(2000), Orders()
-    name, address, config = f"actor-{os.getpid()}", args.ip, trainer_config(args)
-    rng = np.random.default_rng(args.seed)
+    queue, orders = QueuedDataStore(2000), Orders()
+    name, config = f"actor-{os.getpid()}", trainer_config(args)
     options = {"data_stores": {STORE: queue}, "wait_for_server": True, "wait_timeout": PATIENCE_SECONDS, "timeout_ms": 5000}
-    with TrainerClient(name, address, config, **options) as client:
+    with TrainerClient(name, args.ip, config, **options) as client:
         client.recv_network_callback(orders.receive)
         say(f"actor: connected over {client.transport}")
-
-        def upload():
-            return client.update(UPDATE_SECONDS).sent
-
-        episodes, returned, sent = 0, 0.0, 0
-        observation, _ = env.reset(seed=args.seed)
-        while not (orders.done.is_set() or stopped.is_set()):
-            for _ in range(UPLOAD_STEPS):
-                policy = orders.policy
-                if policy is None:
-                    action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
-                else:
-                    action = policy.sample(observation, rng)
-                then, reward, terminated, truncated, _ = env.step(action)
-                queue.insert({
-                    "observations": observation, "actions": action, "rewards": reward, "masks": float(not terminated),
-                    "end_of_trajectory": terminated or truncated, "next_observations": then,
-                })  # fmt: skip
-                observation, returned = then, returned + float(reward)
-                if terminated or truncated:
-                    sent += persist(upload, stopped)
-                    episodes += 1
-                    persist(lambda returned=returned: client.request(EPISODE, {"return": returned}), stopped)
-                    say(f"actor: episode {episodes} returned {returned:.1f}; policy {client.policy_version}, {sent} steps sent")
-                    observation, returned = env.reset()[0], 0.0
-            sent += persist(upload, stopped)
+        sent = episodes = 0
+        for step, (transition, returned) in enumerate(walk(args, orders), 1):
+            queue.insert(transition)
+            if returned is None and step % UPLOAD_STEPS:
+                continue
+            sent += persist(lambda: client.update(UPDATE_SECONDS).sent, stopped)
+            if returned is not None:
+                episodes += 1
+                persist(partial(client.request, EPISODE, {"return": returned}), stopped)
+                say(f"actor: episode {episodes} returned {returned:.1f}; policy {client.policy_version}, {sent} steps sent")
+            if orders.done.is_set() or stopped.is_set():
+                break
         say(f"actor: sent {sent} transitions of {episodes} whole episodes")
+
+
+def walk(args, orders):
+    """Step the environment for ever; yield each transition and, where an episode ended, what it returned, else None."""
+    env, rng = make_env(args.env, "human" if args.render else None), np.random.default_rng(args.seed)
+    returned, (observation, _) = 0.0, env.reset(seed=args.seed)
+    while True:
+        policy = orders.policy
+        if policy is None:
+            action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+        else:
+            action = policy.sample(observation, rng)
+        then, reward, terminated, truncated, _ = env.step(action)
+        returned, done = returned + float(reward), terminated or truncated
+        transition = {
+            "observations": observation, "actions": action, "rewards": reward, "masks": float(not terminated),
+            "end_of_trajectory": done, "next_observations": then,
+        }  # fmt: skip
+        yield transition, returned if done else None
+        if done:
+            returned, (then, _) = 0.0, env.reset()
+        observation = then
 
 
 def persist(call, stopped):

@@ -43,28 +43,31 @@ def learn(args, address_known=lambda address: None):
         server.start(threaded=True)
         say(f"learner: has {agent.updates} updates and {len(buffer)} transitions, and waits for actors at {server.address}")
         address_known(server.address)
-        take_steps(args, agent, sampler(buffer), lambda: buffer.stats()["inserted"], server, metrics, episodes)
+        take_steps(args, agent, buffer, server, metrics, episodes)
         part_with_actors(server)
         say(f"learner: took {buffer.stats()['inserted']} transitions")
 
 
-def take_steps(args, agent, sample, count_inserted, server, metrics, episodes):
+def take_steps(args, agent, buffer, server, metrics, episodes):
     """Take gradient steps as fast as transitions come, and publish each new policy."""
-    values, inserted, saved = {}, 0, -math.inf
+    sample, values, saved = sampler(buffer), {}, -math.inf
     while True:
+        starved = False
         try:
             values = agent.learn(sample(agent.rows_per_call))  # waits until enough transitions have come
         except TimeoutError:
-            if inserted >= args.steps:
-                break
-        inserted = count_inserted()
-        server.publish_network({"actor": agent.actor, "done": inserted >= args.steps})
+            starved = True
+        inserted = buffer.stats()["inserted"]
+        if starved and inserted >= args.steps:
+            break
+        if not starved:
+            server.publish_network({"actor": agent.actor, "done": inserted >= args.steps})
+            if args.checkpoint and time.monotonic() - saved > SAVE_SECONDS:
+                saved = time.monotonic()
+                agent.save(args.checkpoint)
         while not episodes.empty():
             metrics.episode(*episodes.get())
         metrics.progress(inserted, {"updates": agent.updates, **values})
-        if args.checkpoint and time.monotonic() - saved > SAVE_SECONDS:
-            saved = time.monotonic()
-            agent.save(args.checkpoint)
     server.publish_network({"actor": agent.actor, "done": True})
     if args.checkpoint:
         agent.save(args.checkpoint)

@@ -26,7 +26,7 @@ def main():
         train(args)
     except KeyboardInterrupt:
         print("interrupted")
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         sys.exit(str(error))
 
 

@@ -34,6 +34,7 @@ from edgeml_ipc.errors import (
 from edgeml_ipc.security import Keys
 from edgeml_ipc.testing._workers import Background
 from edgeml_ipc.testing.transports import Place
+from edgeml_ipc.transports import _zmq_dial
 from edgeml_ipc.transports import _zmq_frames as wire
 from edgeml_ipc.transports._zmq_flow import TOPIC_WINDOW, WINDOW_MESSAGES
 from edgeml_ipc.transports._zmq_hello import write_hello
@@ -80,6 +81,35 @@ class TestWhoAnswers:
     def test_something_that_closes_listens(self) -> None:
         with _babbler(None) as address, pytest.raises(IncompatiblePeer, match="closes the connection"):
             _connect(address)
+
+    @pytest.mark.parametrize("secured", [False, True])
+    def test_a_server_that_ends_while_its_successor_begins(self, secured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The one that broke the handshake off is gone, and it is the other that is looked at; it is no reason for that."""
+        server_keys, client_keys = Keys.generate() if secured else (None, None)
+        begun: list[TcpListener] = []
+        probe = _zmq_dial._Handshake._probe
+
+        def begin_and_probe(self: _zmq_dial._Handshake, seconds: float) -> bytes | None:
+            if not begun:
+                begun.append(listen_tcp(address, welcome=_welcome, options=Options(keys=server_keys)))
+            return probe(self, seconds)
+
+        monkeypatch.setattr(_zmq_dial._Handshake, "_probe", begin_and_probe)
+        with socket.create_server(("127.0.0.1", 0)) as ending:
+            address = f"tcp://127.0.0.1:{ending.getsockname()[1]}"
+
+            def end() -> None:
+                accepted, _ = ending.accept()
+                ending.close()
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no time to wait for
+                accepted.close()
+
+            thread = threading.Thread(target=end)
+            thread.start()
+            with _connect(address, Options(keys=client_keys)) as connection:
+                assert connection.transport == "tcp"
+            thread.join()
+        begun[0].close()
 
     def test_something_silent_listens(self) -> None:
         with _babbler(b"") as address, pytest.raises(TimeoutError, match="silent"):
