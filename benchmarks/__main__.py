@@ -17,7 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and write."""
     from benchmarks.catalog import CASES, chosen
     from benchmarks.document import Run, machine
-    from benchmarks.harness import measure, placements
+    from benchmarks.harness import Result, measure, placements
     from benchmarks.report import summary
 
     cases = chosen(CASES, arguments.only, full=arguments.full or arguments.list)
@@ -30,16 +30,23 @@ def run(arguments: argparse.Namespace) -> int:
     size = "quick" if arguments.quick else "full" if arguments.full else "normal"
     before, began = machine(), time.monotonic()
     where = [p for p in placements() if not arguments.quick or p.name == "unpinned"]
-    results = measure(cases, rounds=ROUNDS[size], seconds=SECONDS[size], log=_progress(began), where=where)
+    results: list[Result] = []
+    interrupted = False
+    try:
+        measure(cases, rounds=ROUNDS[size], seconds=SECONDS[size], log=_progress(began), where=where, results=results)
+    except KeyboardInterrupt:
+        interrupted = True
     settings = {"size": size, "rounds": ROUNDS[size], "seconds": SECONDS[size], "only": arguments.only}
-    done = Run(before, settings, results)
+    done = Run(before, settings, [result for result in results if result.rounds or result.unavailable])
     if sys.stderr.isatty():
         sys.stderr.write("\r\033[K")
     if arguments.json:
         done.write(arguments.json)
     print(summary(done))
     print(f"{time.monotonic() - began:.0f} s in all. Reasons for doubt: benchmarks/README.md")
-    return 0
+    if interrupted:
+        sys.stderr.write("interrupted: what is missing was not measured\n")
+    return 130 if interrupted else 0
 
 
 def _progress(began: float) -> Callable[[str], None]:

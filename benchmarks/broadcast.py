@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import payloads
 from benchmarks.harness import WARM_UP_SHARE, Axis, Case, Mark, Placement, Round, Sample
 from benchmarks.load import cpu_ns
-from benchmarks.processes import ANSWER_SECONDS, receive, spawned_on
+from benchmarks.processes import ANSWER_SECONDS, launched, receive, spawned
 from edgeml_ipc.errors import TransportUnavailable
 
 FLOOR = "floor.memcpy.50MB.warm"
@@ -128,11 +128,11 @@ def broadcast(placement: Placement, caster: Caster, subscribers: int) -> Iterato
     with ExitStack() as stack:
         pairs = [get_context("spawn").Pipe() for _ in range(subscribers)]
         ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
-        publisher = stack.enter_context(spawned_on(placement.cpu_of_asker(0), {}, publishing, caster, ours))
+        publisher = stack.enter_context(launched(placement.cpu_of_asker(0), {}, publishing, caster, ours)).wait()
         pids = []
         for index, report in enumerate(theirs):
             args = (caster, publisher.said, report)
-            pids.append(stack.enter_context(spawned_on(placement.cpu_of_peer(index), {}, subscribing, *args)).pid)
+            pids.append(stack.enter_context(spawned(placement, index, subscribing, *args)).pid)
         for end in (*ours, *theirs):
             end.close()
 

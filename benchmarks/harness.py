@@ -16,6 +16,7 @@ from edgeml_ipc.errors import TransportUnavailable
 
 WARM_UP_SHARE = 0.2
 MIN_OPERATIONS = 3
+PEER_FAILURES = (TransportUnavailable, RuntimeError, OSError)  # a TimeoutError is an OSError
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Case:
         group: cases of one group take turns; what is compared is in one group.
         marks: what should be reached.
         reopen: opened anew for each round, instead of being open, and idle, while others have their rounds.
-        heavy: runs only where it is asked for by `--full` or by name.
+        heavy: runs only where it is asked for by `--full` or by name, and is not pinned.
         axis: its place in a picture, if any.
     """
 
@@ -231,6 +232,16 @@ class Result:
         """Return the result of a case that had no round yet."""
         return cls(case.name, case.layer, case.what, placement, case.floor, case.group, case.marks, case.axis)
 
+    def fail(self, case: Case, error: Exception) -> None:
+        """Note why there are no figures.
+
+        Raises:
+            the error: it is not one that a case may have.
+        """
+        if not isinstance(error, TransportUnavailable) and case.layer != "peer":
+            raise error
+        self.unavailable, self.rounds, self.foreign_cores = str(error), [], []
+
     def is_timed(self) -> bool:
         """Tell whether there are latencies."""
         return bool(self.rounds) and "p50_us" in self.rounds[0]
@@ -256,29 +267,41 @@ class Result:
 
 
 def measure(
-    cases: Sequence[Case], *, rounds: int, seconds: float, log: Callable[[str], None], where: Sequence[Placement] | None = None
+    cases: Sequence[Case],
+    *,
+    rounds: int,
+    seconds: float,
+    log: Callable[[str], None],
+    where: Sequence[Placement] | None = None,
+    results: list[Result] | None = None,
 ) -> list[Result]:
     """Run `rounds` rounds of every case in every placement; a round of each comes before the next round of any.
 
-    A case that raises `TransportUnavailable` is reported as such; any other error ends the run.
+    A case that raises `TransportUnavailable`, or a peer that fails in whatever way, is reported as such; any other error ends
+    the run.
 
     Args:
         where: placements; None means all that the machine allows.
+        results: a list to append to, for a caller that wants what was measured before an interruption.
     """
     where = placements() if where is None else where
-    results: list[Result] = []
-    total = len(cases) * len(where) * rounds
+    results = [] if results is None else results
+    plan = [(group, placement) for group in dict.fromkeys(case.group for case in cases) for placement in where]
+
+    def members(group: str, placement: Placement) -> list[Case]:
+        return [case for case in cases if case.group == group and not (case.heavy and placement.cpus is not None)]
+
+    total = sum(len(members(group, placement)) for group, placement in plan) * rounds
 
     def log_place(text: str) -> None:
         log(f"[{sum(len(r.rounds) if r.unavailable is None else rounds for r in results):4}/{total}] {text}")
 
-    for group in dict.fromkeys(case.group for case in cases):
-        members = [case for case in cases if case.group == group]
-        for placement in where:
-            turns = [Result.of(case, placement.name) for case in members]
-            results += turns
-            with placement.applied():
-                _take_turns(members, turns, placement, rounds, seconds, log_place)
+    for group, placement in plan:
+        chosen = members(group, placement)
+        turns = [Result.of(case, placement.name) for case in chosen]
+        results += turns
+        with placement.applied():
+            _take_turns(chosen, turns, placement, rounds, seconds, log_place)
     return results
 
 
@@ -298,8 +321,8 @@ def _take_turns(
             log(f"{placement.name}: opening {case.name}")
             try:
                 opened[case.name] = stack.enter_context(case.open(placement))
-            except TransportUnavailable as error:
-                result.unavailable = str(error)
+            except PEER_FAILURES as error:
+                result.fail(case, error)
         for number in range(rounds):
             for case, result in zip(cases, results, strict=True):
                 if result.unavailable is not None:
@@ -311,5 +334,5 @@ def _take_turns(
                         foreign = Foreign()
                         result.rounds.append(run(seconds).summary())
                         result.foreign_cores.append(foreign.cores())
-                except TransportUnavailable as error:
-                    result.unavailable, result.rounds, result.foreign_cores = str(error), [], []
+                except PEER_FAILURES as error:
+                    result.fail(case, error)

@@ -10,8 +10,16 @@ from typing import Any
 
 from benchmarks.harness import Result
 
-SIZE_TICKS = {64: "64 B", 1 << 10: "1 KiB", 1 << 14: "16 KiB", 1 << 18: "256 KiB", 1 << 22: "4 MiB", 1 << 26: "64 MiB"}
 EMPTY_AT = 16.0  # where a logarithmic axis shows messages of 0 bytes
+SIZE_TICKS = {
+    EMPTY_AT: "0 B",
+    64: "64 B",
+    1 << 10: "1 KiB",
+    1 << 14: "16 KiB",
+    1 << 18: "256 KiB",
+    1 << 22: "4 MiB",
+    1 << 26: "64 MiB",
+}
 OURS = ("#0b5cad", "#c2410c", "#0f766e", "#7e22ce")
 OTHERS = ("#8a8a8a", "#b7924f", "#7fa37f", "#a37f9c", "#7f8fa3")
 DASHES = ("-", "--", ":", "-.")
@@ -82,10 +90,12 @@ def _draw(pyplot: Any, picture: Picture, results: Sequence[Result], path: Path) 
         assert result.axis
         lines.setdefault(result.axis.line, []).append(result)
     ours = others = 0
-    for line, members in lines.items():
+    drawn: list[tuple[float, float]] = []
+    for line, members in sorted(lines.items(), key=lambda item: item[1][0].layer != "ours"):
         points = [(x, y) for x, y in (_point(picture, r) for r in sorted(members, key=_x)) if y > 0]
         if not points:
             continue  # an empty message carries nothing
+        drawn += points
         style: dict[str, Any]
         if members[0].layer == "ours":
             style = {"color": OURS[ours % len(OURS)], "linewidth": 2.4, "zorder": 3}
@@ -95,7 +105,7 @@ def _draw(pyplot: Any, picture: Picture, results: Sequence[Result], path: Path) 
             others += 1
         marker = MARKERS[(ours + others) % len(MARKERS)]
         axes.plot(*zip(*points, strict=True), label=line, marker=marker, markersize=4, **style)
-    _dress(axes, picture, {_x(r) for r in results})
+    _dress(axes, picture, {x for x, _ in drawn})
     if len(lines) > 1:
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path, metadata={"Date": None})
@@ -120,7 +130,7 @@ def _dress(axes: Any, picture: Picture, xs: set[float]) -> None:
     if picture.axis == "size":
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        ticks = {**({EMPTY_AT: "0 B"} if 0 in xs else {}), **{x: text for x, text in SIZE_TICKS.items() if x in xs}}
+        ticks = {x: text for x, text in SIZE_TICKS.items() if x in xs}
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xlabel("size of the message")
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -25,16 +26,32 @@ UNTRIMMED = {  # glibc keeps what was freed, and takes nothing from the kernel t
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Other:
-    """Another process: our end of the pipe to it, the first thing that it said, and its id."""
+    """Another process: our end of the pipe to it, its id, and the first thing that it said, once that was waited for."""
 
     pipe: Any
-    said: Any
     pid: int
+    name: str
+    said: Any = None
+
+    def wait(self) -> Other:
+        """Wait for the first thing that it says.
+
+        Raises:
+            TransportUnavailable: it raised that.
+        """
+        self.said = receive(self.pipe, START_SECONDS, f"{self.name} to start")
+        return self
+
+    def tell(self, *args: Any) -> Other:
+        """Send it what it needs to start, and wait until it has."""
+        self.pipe.send(args)
+        return self.wait()
 
 
 def _run(pipe: Any, cpu: int | None, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; who started us ends us
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})
     try:
@@ -44,13 +61,10 @@ def _run(pipe: Any, cpu: int | None, target: Callable[..., None], args: tuple[An
 
 
 @contextmanager
-def spawned_on(cpu: int | None, environment: Mapping[str, str], target: Callable[..., None], *args: Any) -> Iterator[Other]:
-    """Run `target(pipe, *args)` in a new process on a CPU (None: any) with more in its environment.
+def launched(cpu: int | None, environment: Mapping[str, str], target: Callable[..., None], *args: Any) -> Iterator[Other]:
+    """Run `target(pipe, *args)` in a new process on a CPU (None: any) with more in its environment; do not wait for it.
 
     At the end the target is sent "stop" and must return; one that does not within 10 s is killed.
-
-    Raises:
-        TransportUnavailable: the target raised it, before it had said anything.
     """
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
@@ -67,9 +81,8 @@ def spawned_on(cpu: int | None, environment: Mapping[str, str], target: Callable
                 os.environ[name] = value
     theirs.close()
     try:
-        said = receive(pipe, START_SECONDS, f"{target.__qualname__} to start")
         assert process.pid is not None
-        yield Other(pipe, said, process.pid)
+        yield Other(pipe, process.pid, target.__qualname__)
     finally:
         with suppress(BrokenPipeError):  # it ended by itself, and has printed why
             pipe.send("stop")
@@ -79,9 +92,11 @@ def spawned_on(cpu: int | None, environment: Mapping[str, str], target: Callable
             process.join()
 
 
-def spawned(placement: Placement, index: int, target: Callable[..., None], *args: Any) -> AbstractContextManager[Other]:
-    """Run `target(pipe, *args)` in a new process, on the CPU of the `index`-th that answers."""
-    return spawned_on(placement.cpu_of_peer(index), {}, target, *args)
+@contextmanager
+def spawned(placement: Placement, index: int, target: Callable[..., None], *args: Any) -> Iterator[Other]:
+    """Run `target(pipe, *args)` in a new process, on the CPU of the `index`-th that answers; wait until it says something."""
+    with launched(placement.cpu_of_peer(index), {}, target, *args) as other:
+        yield other.wait()
 
 
 def receive(pipe: Any, seconds: float, what: str) -> Any:
@@ -118,10 +133,17 @@ Opened = AbstractContextManager[Callable[[], object]]
 
 
 def ask_until_stopped(
-    pipe: Any, make: Callable[..., Opened], args: tuple[Any, ...], others: Sequence[int], pause: Callable[[], object] | None
+    pipe: Any, make: Callable[..., Opened], args: tuple[Any, ...] = (), pause: Callable[[], object] | None = None
 ) -> None:
-    """Open what `make(*args)` returns, and time it from each number of seconds that comes, until "stop"."""
-    with make(*args) as operation:
+    """Be told an address, and which processes' CPU time counts too; open what `make(address, *args)` returns.
+
+    Time it for each number of seconds that comes, until "stop".
+    """
+    told = pipe.recv()
+    if told == "stop":
+        return
+    address, others = told
+    with make(address, *args) as operation:
         pipe.send("ready")
         while (seconds := pipe.recv()) != "stop":
             pipe.send(timed(operation, seconds, prepare=pause, others=others))

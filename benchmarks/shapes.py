@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import payloads
 from benchmarks.harness import Axis, Case, Mark, Placement, Round, Sample
-from benchmarks.processes import ANSWER_SECONDS, UNTRIMMED, ask_until_stopped, asked_by, receive, spawned_on
+from benchmarks.processes import ANSWER_SECONDS, UNTRIMMED, ask_until_stopped, asked_by, launched, receive
 from benchmarks.way import Handler, Way, as_array
 from edgeml_ipc.errors import TransportUnavailable
 
@@ -28,7 +28,7 @@ BATCHES = {"single": 1, "list50": payloads.STACKED, "stacked50": payloads.STACKE
 
 
 @contextmanager
-def operation(way: Way, address: Any, shared: Any, nbytes: int, handler: Handler) -> Iterator[Callable[[], object]]:
+def operation(address: Any, way: Way, shared: Any, nbytes: int, handler: Handler) -> Iterator[Callable[[], object]]:
     """Enter with one round trip, after one whose answer was looked at."""
     message = payloads.block(nbytes)
     with way.ask(address, shared, nbytes) as ask:
@@ -57,17 +57,17 @@ def round_trip(
     """A process that asks, and one that answers."""
     with ExitStack() as stack:
         shared = stack.enter_context(way.shared(nbytes))
-        answering = (way.answer, shared, nbytes, handler)
-        server = stack.enter_context(spawned_on(placement.cpu_of_peer(0), environment, call_with_pipe, *answering))
-        args = (way, server.said, shared, nbytes, handler)
-        asking = (operation, args, [server.pid], pause if asleep else None)
-        asker = spawned_on(placement.cpu_of_asker(0), environment, ask_until_stopped, *asking)
-        yield asked_by([stack.enter_context(asker)])
+        work = (way, shared, nbytes, handler)
+        server = stack.enter_context(launched(placement.cpu_of_peer(0), environment, answering, *work))
+        asking = (ask_until_stopped, operation, work, pause if asleep else None)
+        asker = stack.enter_context(launched(placement.cpu_of_asker(0), environment, *asking))
+        server.wait()
+        yield asked_by([asker.tell(server.said, [server.pid])])
 
 
-def call_with_pipe(pipe: Any, method: Callable[..., None], *args: Any) -> None:
-    """Call a bound method in a new process."""
-    method(pipe, *args)
+def answering(pipe: Any, way: Way, shared: Any, nbytes: int, handler: Handler) -> None:
+    """Be the process that answers."""
+    way.answer(pipe, shared, nbytes, handler)
 
 
 # ---- one way
@@ -128,10 +128,13 @@ def taking(pipe: Any, way: Way, shared: Any, nbytes: int) -> None:
     way.take(pipe, shared, nbytes, Taker(pipe))
 
 
-def giving(pipe: Any, way: Way, address: Any, shared: Any, nbytes: int, kind: str) -> None:
-    """Be the process that gives: some at leisure, then as many as go through, in each round until "stop"."""
+def giving(pipe: Any, way: Way, shared: Any, nbytes: int, kind: str) -> None:
+    """Be told an address, and be the process that gives: some at leisure, then as many as go through, until "stop"."""
     make = numbered(kind)
-    with way.give(address, shared, nbytes) as (give, finish):
+    told = pipe.recv()
+    if told == "stop":
+        return
+    with way.give(told[0], shared, nbytes) as (give, finish):
         pipe.send("ready")
         while (seconds := pipe.recv()) != "stop":
             give(make(RESET))
@@ -158,9 +161,9 @@ def stream(placement: Placement, way: Way, kind: str) -> Iterator[Round]:
     nbytes, each = 1 << 16, BATCHES[kind]
     with ExitStack() as stack:
         shared = stack.enter_context(way.shared(nbytes))
-        taker = stack.enter_context(spawned_on(placement.cpu_of_peer(0), {}, taking, way, shared, nbytes))
-        gives = (way, taker.said, shared, nbytes, kind)
-        giver = stack.enter_context(spawned_on(placement.cpu_of_asker(0), {}, giving, *gives))
+        taker = stack.enter_context(launched(placement.cpu_of_peer(0), {}, taking, way, shared, nbytes))
+        giver = stack.enter_context(launched(placement.cpu_of_asker(0), {}, giving, way, shared, nbytes, kind))
+        giver.tell(taker.wait().said)
 
         def run(seconds: float) -> Sample:
             giver.pipe.send(seconds)

@@ -6,15 +6,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
+from typing import Any
 
 from benchmarks import payloads
 from benchmarks.broadcast import case as broadcast_case
 from benchmarks.harness import Axis, Case, Placement, Round
 from benchmarks.ours.publish import NetworkCaster
 from benchmarks.ours.ways import ServiceWay
-from benchmarks.processes import Other, ask_until_stopped, asked_by, spawned_on
+from benchmarks.processes import Other, ask_until_stopped, asked_by, launched
 from benchmarks.replay.data import STATE, our_transitions, piece, spaces, turns
-from benchmarks.shapes import SPIN, call_with_pipe, operation
+from benchmarks.shapes import SPIN, answering, operation
 from edgeml_ipc.data import ReplayBuffer
 
 CLIENTS, SUBSCRIBERS, ACTORS = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16), (1, 2, 4, 8)
@@ -24,17 +25,18 @@ _numbers = count()
 @contextmanager
 def clients(placement: Placement, scheme: str, number: int) -> Iterator[Round]:
     """So many processes that call one server without a pause."""
-    way, nbytes = ServiceWay(scheme), payloads.SMALL_BYTES
+    work = (ServiceWay(scheme), None, payloads.SMALL_BYTES, payloads.act)
     with ExitStack() as stack:
-        answering = (way.answer, None, nbytes, payloads.act)
-        server = stack.enter_context(spawned_on(placement.cpu_of_peer(0), {}, call_with_pipe, *answering))
-        args = (way, server.said, None, nbytes, payloads.act)
-        askers: list[Other] = []
-        for index in range(number):
-            watched = [server.pid] if index == 0 else []
-            asking = (ask_until_stopped, operation, args, watched, None)
-            askers.append(stack.enter_context(spawned_on(placement.cpu_of_asker(index), {}, *asking)))
+        server = stack.enter_context(launched(placement.cpu_of_peer(0), {}, answering, *work))
+        askers = [_asker(stack, placement.cpu_of_asker(index), operation, work) for index in range(number)]
+        server.wait()
+        for index, asker in enumerate(askers):
+            asker.tell(server.said, [server.pid] if index == 0 else [])
         yield asked_by(askers)
+
+
+def _asker(stack: ExitStack, cpu: int | None, *asking: Any) -> Other:
+    return stack.enter_context(launched(cpu, {}, ask_until_stopped, *asking))
 
 
 @contextmanager
@@ -51,10 +53,9 @@ def actors(placement: Placement, number: int) -> Iterator[Round]:
     name = f"edgeml-bench-{os.getpid()}-{next(_numbers)}"
     with ReplayBuffer(*spaces(STATE), STATE.rows, name=name, seed=0) as buffer, ExitStack() as stack:
         stack.callback(buffer.unlink)
-        askers = [
-            stack.enter_context(spawned_on(placement.cpu_of_peer(index), {}, ask_until_stopped, inserting, (name,), [], None))
-            for index in range(number)
-        ]
+        askers = [_asker(stack, placement.cpu_of_peer(index), inserting) for index in range(number)]
+        for asker in askers:
+            asker.tell(name, [])
         yield asked_by(askers)
 
 

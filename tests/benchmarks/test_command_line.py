@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -160,6 +161,24 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         done = benchmarks(*words)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    only = ("--only", "codec.encode.small", "--only", "idle.shm", "--json", str(path))
+    command = [sys.executable, "-m", "benchmarks", "run", "--quick", *only]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if "opening idle.shm" in line:
+                break
+        running.send_signal(signal.SIGINT)
+        printed, told = running.communicate(timeout=SECONDS)
+    assert running.returncode == 130, told
+    assert told.splitlines()[-1] == "interrupted: what is missing was not measured"
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    assert [result["case"] for result in results] == ["codec.encode.small.compiled", "codec.encode.small.python"]
+    assert "codec.encode.small.python" in printed
 
 
 def test_without_a_word_it_runs_and_lists() -> None:
