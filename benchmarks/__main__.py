@@ -1,68 +1,127 @@
-"""Run the benchmarks: `python -m benchmarks [--quick] [--json FILE] [--only NAME]`."""
+"""Measure, report, compare: `python -m benchmarks run|report|compare`; without a word: run."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import floors, gym_vectors, ours_services, ours_transports, peers, replay
-from benchmarks.harness import Case, measure
-from benchmarks.report import as_json, doubts, machine, marks, table
+SECONDS = {"quick": 0.1, "normal": 0.4, "full": 0.4}
+ROUNDS = {"quick": 3, "normal": 5, "full": 5}
+COMMANDS = ("run", "report", "compare")
 
 
-def chosen(cases: list[Case], only: list[str]) -> list[Case]:
-    """Return the cases whose names contain one of the words, and the floors that they are compared with."""
-    names = {case.name for case in cases if not only or any(word in case.name for word in only)}
-    needed = names | {case.floor for case in cases if case.name in names and case.floor}
-    return [case for case in cases if case.name in needed]
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, and write."""
+    from benchmarks.catalog import CASES, chosen
+    from benchmarks.document import Run, machine
+    from benchmarks.harness import Result, measure, placements
+    from benchmarks.report import summary
 
-
-def main() -> int:
-    """Parse the arguments, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="3 short rounds instead of 5: to see that it runs, not to quote")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything, round by round, to FILE")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="only cases whose name contains NAME")
-    parser.add_argument("--list", action="store_true", help="only list the cases")
-    arguments = parser.parse_args()
-
-    everything = [floors, peers, ours_transports, ours_services, gym_vectors, replay]
-    cases = chosen([case for module in everything for case in module.CASES], arguments.only)
+    cases = chosen(CASES, arguments.only, full=arguments.full or arguments.list)
     if not cases:
-        parser.error(f"no case matches {arguments.only}")
+        sys.stderr.write(f"no case has a name that contains one of {arguments.only}; --list shows them\n")
+        return 2
     if arguments.list:
-        print("\n".join(f"{case.name:32} {case.what}" for case in cases))
+        print("\n".join(f"{case.name:40} {'full   ' if case.heavy else '       '} {case.what}" for case in cases))
         return 0
-
-    rounds, seconds = (3, 0.1) if arguments.quick else (5, 0.4)
-    before = machine()
-    terminal = sys.stderr.isatty()
-    began = time.monotonic()
-    results = measure(
-        cases,
-        rounds=rounds,
-        seconds=seconds,
-        log=lambda text: print(
-            f"\r\033[K{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True
-        ),
-    )
-    if terminal:
-        print("\r\033[K", end="", file=sys.stderr)
-    print(table(results))
-    print(f"\nMedian of {rounds} interleaved rounds of {seconds} s each; hot: repetitions follow each other without a pause.")
-    print("; ".join(f"{key} {value}" for key, value in before.items()))
-    print("\n".join(marks(results)))
-    print("\n".join(doubts(results)) or "No figure of this run is in doubt by its own spread or floor.")
-    print(f"{time.monotonic() - began:.0f} s in all. Reasons for doubt: benchmarks/README.md")
+    size = "quick" if arguments.quick else "full" if arguments.full else "normal"
+    before, began = machine(), time.monotonic()
+    where = [p for p in placements() if not arguments.quick or p.name == "unpinned"]
+    results: list[Result] = []
+    interrupted = False
+    try:
+        measure(cases, rounds=ROUNDS[size], seconds=SECONDS[size], log=_progress(began), where=where, results=results)
+    except KeyboardInterrupt:
+        interrupted = True
+    settings = {"size": size, "rounds": ROUNDS[size], "seconds": SECONDS[size], "only": arguments.only}
+    done = Run(before, settings, [result for result in results if result.rounds or result.unavailable])
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\033[K")
     if arguments.json:
-        document = as_json(results, rounds=rounds, seconds=seconds, only=arguments.only)
-        document["machine"] = before
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        done.write(arguments.json)
+    print(summary(done))
+    print(f"{time.monotonic() - began:.0f} s in all. Reasons for doubt: benchmarks/README.md")
+    if interrupted:
+        sys.stderr.write("interrupted: what is missing was not measured\n")
+    return 130 if interrupted else 0
+
+
+def _progress(began: float) -> Callable[[str], None]:
+    """Return what shows how far it is: on one line of a terminal, else on a line each."""
+    terminal = sys.stderr.isatty()
+
+    def log(text: str) -> None:
+        line = f"{time.monotonic() - began:6.0f} s {text}"
+        sys.stderr.write(f"\r\033[K{line[:120]}" if terminal else f"{line}\n")
+        sys.stderr.flush()
+
+    return log
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write a page of tables, and pictures beside it."""
+    from benchmarks.document import read
+    from benchmarks.pictures import draw
+    from benchmarks.report import page, summary
+
+    done = read(arguments.file)
+    if arguments.out is None:
+        print(summary(done))
+        return 0
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "results.md").write_text(page(done, draw(done.results, arguments.out)), encoding="utf-8")
+    print(f"wrote {arguments.out}/results.md")
     return 0
 
 
+def compare(arguments: argparse.Namespace) -> int:
+    """Print what differs."""
+    from benchmarks.compare import comparison
+    from benchmarks.document import read
+
+    print(comparison(read(arguments.before), read(arguments.after)))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    words = top.add_subparsers(required=True)
+    running = words.add_parser("run", help="measure")
+    running.set_defaults(call=run)
+    size = running.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="3 short rounds, unpinned only: to see that it runs, not to quote")
+    size.add_argument("--full", action="store_true", help="also sizes from 0 to 256 MiB, more processes, untrimmed malloc")
+    running.add_argument("--json", type=Path, metavar="FILE", help="also write everything, round by round, to FILE")
+    running.add_argument("--only", action="append", default=[], metavar="NAME", help="only cases whose name contains NAME")
+    running.add_argument("--list", action="store_true", help="only list the cases; `full`: those that need --full, or --only")
+    reporting = words.add_parser("report", help="tables, and pictures, of a run")
+    reporting.set_defaults(call=report)
+    reporting.add_argument("file", type=Path, metavar="FILE", help="what `run --json` wrote")
+    reporting.add_argument("--out", type=Path, metavar="DIR", help="write results.md and pictures there, instead of printing")
+    comparing = words.add_parser("compare", help="two runs, case by case")
+    comparing.set_defaults(call=compare)
+    comparing.add_argument("before", type=Path, metavar="A.json")
+    comparing.add_argument("after", type=Path, metavar="B.json")
+    return top
+
+
+def main(words: Sequence[str]) -> int:
+    """Parse and do."""
+    first = next(iter(words), "")
+    known = first in COMMANDS or first in {"-h", "--help"}
+    arguments = parser().parse_args(words if known else ["run", *words])
+    try:
+        return int(arguments.call(arguments))
+    except (ValueError, OSError, RuntimeError) as error:
+        if arguments.call is run:
+            raise
+        sys.stderr.write(f"{error}\n")
+        return 2
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

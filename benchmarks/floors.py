@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import mmap
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import payloads
-from benchmarks.harness import Case, Placement, Round, Sample, repeat
-from edgeml_ipc.errors import TransportUnavailable
+from benchmarks.compiled import program
+from benchmarks.harness import Case, Placement, Round, timed
 
-PINGPONG_NS_GUESS = {"spin": 400, "futex": 30_000}  # to turn seconds into a count
-PINGPONG_TIMEOUT_SECONDS = 60.0
+PINGPONG_NS = {"spin": 400, "futex": 30_000}
+ROTATED = 2  # slots that our transport uses in turn for calls of one client, one by one
+GROUP = "there and back"
 
 
 @contextmanager
-def warm_copy(_placement: Placement, nbytes: int) -> Iterator[Round]:
-    """Copy between two buffers that stay the same."""
+def warm_copy(_placement: Placement, nbytes: int, targets: int = 1) -> Iterator[Round]:
+    """Copy one buffer into others that stay the same, in turn."""
     source = np.ones(nbytes, np.uint8)
-    target = np.zeros(nbytes, np.uint8)
-    yield lambda seconds: Sample(repeat(lambda: np.copyto(target, source), seconds))
+    following = cycle([np.zeros(nbytes, np.uint8) for _ in range(targets)]).__next__
+    yield lambda seconds: timed(lambda: np.copyto(following(), source), seconds)
 
 
 @contextmanager
@@ -43,42 +41,32 @@ def cold_copy(_placement: Placement, nbytes: int) -> Iterator[Round]:
     def copy() -> None:
         target[0][:] = memoryview(source)
 
-    yield lambda seconds: Sample(repeat(copy, seconds, prepare=fresh))
+    yield lambda seconds: timed(copy, seconds, prepare=fresh)
 
 
-@contextmanager
-def pingpong(placement: Placement, how: str) -> Iterator[Round]:
-    """Compile and run pingpong.c."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise TransportUnavailable("no C compiler (cc, gcc, clang) on PATH, so there is no ping-pong floor")
-    if how == "spin" and len(os.sched_getaffinity(0)) < 2 and placement.cpus is None:
-        raise TransportUnavailable("spinning needs two CPUs")
-    cpus = ["-1", "-1"] if placement.cpus is None else [str(placement.cpus[0]), str(placement.cpu_of_peer(0))]
-    with tempfile.TemporaryDirectory(prefix="edgeml-bench-") as folder:
-        program = Path(folder) / "pingpong"
-        source = Path(__file__).with_name("pingpong.c")
-        subprocess.run([compiler, "-std=c11", "-O2", "-o", program, source], check=True)
-
-        def run(seconds: float) -> Sample:
-            count = max(1000, int(seconds * 1e9 / PINGPONG_NS_GUESS[how]))
-            command = [program, how, str(count // 5), str(count), *cpus]
-            done = subprocess.run(command, check=True, capture_output=True, timeout=PINGPONG_TIMEOUT_SECONDS)
-            return Sample(np.frombuffer(done.stdout, np.int64))
-
-        yield run
+def _pingpong(how: str, words: str) -> Case:
+    source = [Path(__file__).with_name("pingpong.c")]
+    what = f"64 bytes there and back, C, both {words}"
+    return Case(f"floor.pingpong.{how}", "floor", what, lambda p: program(p, source, how, PINGPONG_NS[how]), group=GROUP)
 
 
+def _warm(name: str, what: str, nbytes: int, group: str, targets: int = 1) -> Case:
+    return Case(f"floor.memcpy.{name}", "floor", what, lambda p: warm_copy(p, nbytes, targets), group=group)
+
+
+_MANY = payloads.TRANSITIONS_PER_UPDATE
 CASES = [
-    Case("floor.pingpong.spin", "floor", "64 bytes there and back, C, both spin", lambda p: pingpong(p, "spin")),
-    Case("floor.pingpong.futex", "floor", "64 bytes there and back, C, both sleep", lambda p: pingpong(p, "futex")),
+    _pingpong("spin", "spin"),
+    _pingpong("futex", "sleep"),
+    _warm("transitions", f"warm copy of {_MANY} transitions in one piece", _MANY * payloads.TRANSITION_BYTES, "one way"),
+    _warm("921kB.warm", "warm copy of one image", payloads.OBSERVATION_BYTES, GROUP),
+    _warm("6MB.rotating", f"warm copy of a 1080p frame, into {ROTATED} buffers in turn", payloads.FRAME_BYTES, GROUP, ROTATED),
+    _warm("50MB.warm", "warm copy of 50 MB", payloads.NETWORK_BYTES, "broadcast"),
     Case(
-        "floor.memcpy.transitions",
+        "floor.memcpy.50MB.cold",
         "floor",
-        f"warm copy of {payloads.TRANSITIONS_PER_UPDATE} transitions in one piece",
-        lambda p: warm_copy(p, payloads.TRANSITIONS_PER_UPDATE * payloads.TRANSITION_BYTES),
+        "copy of 50 MB into fresh pages",
+        lambda p: cold_copy(p, payloads.NETWORK_BYTES),
+        group="broadcast",
     ),
-    Case("floor.memcpy.921kB.warm", "floor", "warm copy of one image", lambda p: warm_copy(p, payloads.OBSERVATION_BYTES)),
-    Case("floor.memcpy.50MB.warm", "floor", "warm copy of 50 MB", lambda p: warm_copy(p, payloads.NETWORK_BYTES)),
-    Case("floor.memcpy.50MB.cold", "floor", "copy of 50 MB into fresh pages", lambda p: cold_copy(p, payloads.NETWORK_BYTES)),
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Case, Placement, Round, Sample, repeat
+from benchmarks.harness import Case, Placement, Round, timed
 from edgeml_ipc.errors import TransportUnavailable
 
 NUM_ENVS = 4
@@ -86,7 +86,7 @@ def steps(placement: Placement, open_vector: Callable[[list[Callable[[], Any]]],
             number += 1
             envs.step(actions[number % _ACTIONS])
 
-        yield lambda seconds: Sample(repeat(step, seconds), things=NUM_ENVS)
+        yield lambda seconds: timed(step, seconds, things=NUM_ENVS)
     finally:
         envs.close()
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
-import multiprocess
-
-from benchmarks.harness import Case, Mark, Placement, Round, Sample, repeat
+from benchmarks.harness import Case, Mark, Placement, Round, Sample, timed
 from benchmarks.processes import receive, spawned
 from benchmarks.replay.data import BATCH, INSERTED_AT_ONCE, STATE, our_stacked, our_transitions, piece, pieces, sliced, turns
 from benchmarks.replay.numpy_peers import cpprb_spec, for_cpprb, imported
@@ -62,7 +62,8 @@ def learning(
 ) -> Iterator[Round]:
     """Sample in this process while the actors insert; the repetition is the learner's, the actors' rows are a figure."""
     with ExitStack() as stack:
-        pipes = [stack.enter_context(spawned(placement, index, target, *args))[0] for index in range(actors)]
+        others = [stack.enter_context(spawned(placement, index, target, *args)) for index in range(actors)]
+        pipes = [actor.pipe for actor in others]
 
         def run(seconds: float) -> Sample:
             for pipe in pipes:
@@ -70,13 +71,13 @@ def learning(
             for pipe in pipes:
                 receive(pipe, ANSWER_SECONDS, "an actor to begin")
             try:
-                latencies = repeat(sample, seconds)
+                learned = timed(sample, seconds, others=[actor.pid for actor in others])
             finally:
                 for pipe in pipes:
                     pipe.send("rest")
             done = [receive(pipe, ANSWER_SECONDS, "an actor to rest") for pipe in pipes]
             rate = sum(rows / taken for rows, taken in done)
-            return Sample(latencies, figures={ROWS_PER_SECOND: rate} if actors else {})
+            return replace(learned, figures={ROWS_PER_SECOND: rate} if actors else {})
 
         yield run
 
@@ -96,7 +97,7 @@ def ours(placement: Placement, actors: int, at_once: int) -> Iterator[Round]:
 def cpprb(placement: Placement, actors: int, at_once: int) -> Iterator[Round]:
     """`MPReplayBuffer` of 1 M transitions, full."""
     library = imported("cpprb")
-    buffer = library.MPReplayBuffer(STATE.rows, cpprb_spec(STATE), ctx=multiprocess.get_context("spawn"))
+    buffer = library.MPReplayBuffer(STATE.rows, cpprb_spec(STATE), ctx=multiprocessing.get_context("spawn"))
     for stacked in pieces(STATE):
         buffer.add(**for_cpprb(stacked))
     with learning(placement, actors, lambda: buffer.sample(BATCH), cpprb_actor, buffer, at_once) as run:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Case, Placement, Round, Sample, repeat
+from benchmarks.harness import Case, Placement, Round, timed
 from benchmarks.replay.data import (
     BATCH,
     CAMERAS,
@@ -42,7 +42,7 @@ def imported(name: str) -> Any:
 def opened(_placement: Placement, make: Callable[[], Operation], things: int) -> Iterator[Round]:
     """Measure the operation that `make` returns."""
     operation = make()
-    yield lambda seconds: Sample(repeat(operation, seconds), things)
+    yield lambda seconds: timed(operation, seconds, things=things)
 
 
 # ---- cpprb: next observations are stored as given, which is its faster way

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Case, Mark, Placement, Round, Sample, repeat
+from benchmarks.harness import Case, Mark, Placement, Round, Sample, timed
 from benchmarks.replay.data import (
     BATCH,
     CAMERAS,
@@ -56,7 +56,7 @@ def inserted_one_by_one(_placement: Placement) -> Iterator[Round]:
     """`insert` of transitions that were made before."""
     with full(STATE) as buffer:
         following, insert = turns(our_transitions(piece(STATE))), buffer.insert
-        yield lambda seconds: Sample(repeat(lambda: insert(following()), seconds))
+        yield lambda seconds: timed(lambda: insert(following()), seconds)
 
 
 @contextmanager
@@ -66,14 +66,14 @@ def inserted_in_batches(_placement: Placement, as_list: bool) -> Iterator[Round]
     batches: list[Any] = [our_transitions(arrays) if as_list else our_stacked(arrays) for arrays in stacked]
     with full(STATE) as buffer:
         following, insert = turns(batches), buffer.batch_insert
-        yield lambda seconds: Sample(repeat(lambda: insert(following()), seconds), INSERTED_AT_ONCE)
+        yield lambda seconds: timed(lambda: insert(following()), seconds, things=INSERTED_AT_ONCE)
 
 
 @contextmanager
 def sampled(_placement: Placement, kind: Kind) -> Iterator[Round]:
     """`sample(256)`."""
     with SAMPLED[kind.name].used() as buffer:
-        yield lambda seconds: Sample(repeat(lambda: buffer.sample(BATCH), seconds))
+        yield lambda seconds: timed(lambda: buffer.sample(BATCH), seconds)
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def windows_sampled(_placement: Placement, window: int) -> Iterator[Round]:
     with SAMPLED[STATE.name].used() as buffer:
         samplers = {field: SequenceSampler(begin=1 - window, end=1) for field in FIELDS}
         buffer.register_sample_config(f"windows of {window}", samplers, sample_range=(1 - window, 1))
-        yield lambda seconds: Sample(repeat(lambda: buffer.sample(f"windows of {window}", BATCH), seconds))
+        yield lambda seconds: timed(lambda: buffer.sample(f"windows of {window}", BATCH), seconds)
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def sampled_by_priority(_placement: Placement) -> Iterator[Round]:
         for _ in range(2 * STATE.rows // MANY):
             learn(rng.random(MANY))
         following = turns(list(rng.random((64, BATCH))))
-        yield lambda seconds: Sample(repeat(lambda: learn(following()), seconds))
+        yield lambda seconds: timed(lambda: learn(following()), seconds)
 
 
 @contextmanager

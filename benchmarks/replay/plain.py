@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from benchmarks.harness import Case, Placement, Round, Sample, repeat
+from benchmarks.harness import Case, Placement, Round, timed
 from benchmarks.replay.data import (
     BATCH,
     CAMERAS,
@@ -47,7 +47,7 @@ def copied(_placement: Placement, rows: int) -> Iterator[Round]:
         number += 1
         ring[number % len(ring)] = sources[number % len(sources)]
 
-    yield lambda seconds: Sample(repeat(one, seconds), rows)
+    yield lambda seconds: timed(one, seconds, things=rows)
 
 
 def numpy_take(source: Columns, shape: tuple[int, ...]) -> Operation:
@@ -82,7 +82,7 @@ def gathered(
     with COLUMNS[kind.name].used() as source:
         sets = row_sets(kind.rows, window)
         operation, following = make(source, sets[0].shape), turns(sets)
-        yield lambda seconds: Sample(repeat(lambda: operation(following()), seconds))
+        yield lambda seconds: timed(lambda: operation(following()), seconds)
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def uniform(_placement: Placement) -> Iterator[Round]:
     """Draw rows, gather them: what a learner's call does, without the store around it."""
     with COLUMNS[STATE.name].used() as source:
         operation, rng = our_gather(source, (BATCH,)), np.random.default_rng(0)
-        yield lambda seconds: Sample(repeat(lambda: operation(rng.integers(0, STATE.rows, BATCH)), seconds))
+        yield lambda seconds: timed(lambda: operation(rng.integers(0, STATE.rows, BATCH)), seconds)
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def prioritized(_placement: Placement) -> Iterator[Round]:
             operation(drawn.rows)
             priorities.update(drawn.rows, following())
 
-        yield lambda seconds: Sample(repeat(one, seconds))
+        yield lambda seconds: timed(one, seconds)
 
 
 def size_of(kind: Kind, window: int) -> str:

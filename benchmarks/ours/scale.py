@@ -1,0 +1,85 @@
+"""How cost grows: clients of one server, subscribers of one publisher, actors that fill one buffer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from typing import Any
+
+from benchmarks import payloads
+from benchmarks.broadcast import case as broadcast_case
+from benchmarks.harness import Axis, Case, Placement, Round
+from benchmarks.ours.publish import NetworkCaster
+from benchmarks.ours.ways import ServiceWay
+from benchmarks.processes import Other, ask_until_stopped, asked_by, launched
+from benchmarks.replay.data import STATE, our_transitions, piece, spaces, turns
+from benchmarks.shapes import SPIN, answering, operation
+from edgeml_ipc.data import ReplayBuffer
+
+CLIENTS, SUBSCRIBERS, ACTORS = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16), (1, 2, 4, 8)
+_numbers = count()
+
+
+@contextmanager
+def clients(placement: Placement, scheme: str, number: int) -> Iterator[Round]:
+    """So many processes that call one server without a pause."""
+    work = (ServiceWay(scheme), None, payloads.SMALL_BYTES, payloads.act)
+    with ExitStack() as stack:
+        server = stack.enter_context(launched(placement.cpu_of_peer(0), {}, answering, *work))
+        askers = [_asker(stack, placement.cpu_of_asker(index), operation, work) for index in range(number)]
+        server.wait()
+        for index, asker in enumerate(askers):
+            asker.tell(server.said, [server.pid] if index == 0 else [])
+        yield asked_by(askers)
+
+
+def _asker(stack: ExitStack, cpu: int | None, *asking: Any) -> Other:
+    return stack.enter_context(launched(cpu, {}, ask_until_stopped, *asking))
+
+
+@contextmanager
+def inserting(name: str) -> Iterator[Callable[[], object]]:
+    """Attach to a buffer and insert transitions, one by one."""
+    with ReplayBuffer.attach(name) as buffer:
+        following, insert = turns(our_transitions(piece(STATE))), buffer.insert
+        yield lambda: insert(following())
+
+
+@contextmanager
+def actors(placement: Placement, number: int) -> Iterator[Round]:
+    """So many processes that insert into one buffer of 1 M transitions, which nobody reads."""
+    name = f"edgeml-bench-{os.getpid()}-{next(_numbers)}"
+    with ReplayBuffer(*spaces(STATE), STATE.rows, name=name, seed=0) as buffer, ExitStack() as stack:
+        stack.callback(buffer.unlink)
+        askers = [_asker(stack, placement.cpu_of_peer(index), inserting) for index in range(number)]
+        for asker in askers:
+            asker.tell(name, [])
+        yield asked_by(askers)
+
+
+def _clients(scheme: str, number: int) -> Case:
+    what = f"{number} clients call one server over {scheme}, 64 bytes there, 48 back; per second: of all"
+    axis = Axis("clients", f"InferenceClient.call, {scheme}", number)
+    name, group = f"scale.clients.{scheme}.{number}", "scale.clients"
+    return Case(name, "ours", what, lambda p: clients(p, scheme, number), SPIN, group, (), True, True, axis)
+
+
+def _actors(number: int) -> Case:
+    what = f"{number} actors insert one by one into one buffer; per second: of all"
+    axis = Axis("actors", "ReplayBuffer.insert", number)
+    return Case(f"scale.actors.{number}", "ours", what, lambda p: actors(p, number), None, "scale.actors", (), True, True, axis)
+
+
+CASES = [
+    *(_clients(scheme, number) for scheme in ("shm", "tcp") for number in CLIENTS),
+    *(
+        broadcast_case(
+            NetworkCaster(scheme), number, axis=Axis("subscribers", f"publish_network, {scheme}", number), heavy=True
+        )
+        for scheme in ("shm", "tcp")
+        for number in SUBSCRIBERS
+    ),
+    *(_actors(number) for number in ACTORS),
+]

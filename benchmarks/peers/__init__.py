@@ -1,0 +1,1 @@
+"""Others, each used as its documentation shows; see ../README.md for what was set."""
