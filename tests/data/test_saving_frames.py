@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeml_ipc.data import LatestSampler, ReplayBuffer, SequenceSampler, storage
+from edgeml_ipc.data import LatestSampler, ReplayBuffer, SequenceSampler, TrajectoryBuffer, storage
 from edgeml_ipc.errors import SegmentError
 from tests.data.test_frames import Player, insert, make
 from tests.data.test_saving import assert_same
@@ -119,9 +119,11 @@ def test_frames_of_a_stack_are_saved_once(tmp_path: Path) -> None:
 
 
 def test_a_buffer_of_another_kind_is_not_made_of_a_file(tmp_path: Path) -> None:
-    class OtherBuffer(ReplayBuffer):
+    class OwnBuffer(ReplayBuffer):
         pass
 
     make(1, -1, 10).save(tmp_path / "file")
-    with pytest.raises(SegmentError, match="it is a ReplayBuffer, not a OtherBuffer"):
-        OtherBuffer.from_file(tmp_path / "file")
+    with pytest.raises(SegmentError, match="it is a ReplayBuffer, not a TrajectoryBuffer"):
+        TrajectoryBuffer.from_file(tmp_path / "file")
+    with OwnBuffer.from_file(tmp_path / "file") as buffer:
+        assert type(buffer) is OwnBuffer
