@@ -76,9 +76,9 @@ $(STAMP): $(BUILT_FROM)
 		$(PYTHON) -m venv $(VENV); \
 	fi
 	@echo 'installing edgeml_ipc and what it needs into $(VENV) (the first time: some minutes, about 1 GB) ...'
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --progress-bar off --editable '.[dev,rl,mujoco,dm_env,video,compress,plot,tensorboard]' 2>&1 \
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --progress-bar off --editable '.[dev,rl,mujoco,dm-env,video,compress,plot,tensorboard]' 2>&1 \
 		| awk '/^(Collecting|Processing) / { sub(".*/", "", $$2); print "  " $$2; fflush() } /^Installing collected/ { print "  unpacking ..."; fflush() } \
-			/ERROR|^error|WARNING edgeml/ { bad = 1 } bad { print; fflush() }'
+			/ERROR|^error/ { bad = 1 } /does not provide the extra/ { bad = unknown = 1 } bad { print; fflush() } END { exit unknown }'
 	@$(PY) -c 'import edgeml_ipc.transports._core' 2>/dev/null || \
 		echo 'NOTE: the shared-memory core was not built (is there a C compiler?); `auto` addresses will use tcp' >&2
 	@touch $@

@@ -18,7 +18,7 @@ try:
     import dm_env
     from dm_env import specs
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("edgeml_ipc.gym_env.dm needs dm_env: pip install 'edgeml_ipc[gym,dm_env]'") from error
+    raise ModuleNotFoundError("edgeml_ipc.gym_env.dm needs dm_env: pip install 'edgeml_ipc[gym,dm-env]'") from error
 
 
 class DmEnvAdapter(gymnasium.Env[Any, Any]):

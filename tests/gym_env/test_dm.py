@@ -179,4 +179,4 @@ def test_without_dm_env_the_extra_is_named() -> None:
     code = "import sys; sys.modules['dm_env'] = None\nimport edgeml_ipc.gym_env\nimport edgeml_ipc.gym_env.dm"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "pip install 'edgeml_ipc[gym,dm_env]'" in done.stderr
+    assert "pip install 'edgeml_ipc[gym,dm-env]'" in done.stderr
