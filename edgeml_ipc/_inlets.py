@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from os import urandom
 from typing import Any, Final
 
-from edgeml_ipc import _columns
 from edgeml_ipc._attachments import handle_on, offer_of
 from edgeml_ipc.data.data_store import DataStoreBase
 from edgeml_ipc.data.replay_buffer import SharedBuffer
@@ -101,7 +100,7 @@ class Inlet:
         if request["learner_store"] != self._cursors.incarnation:
             return {"next_id": None}, []
         name, incarnation, first_id = request["client"], request["incarnation"], request["first_id"]
-        items = _columns.unpack(request)
+        items = _items(request)
         new_items: list[Any] = []
         self._just_inserted = 0
         try:
@@ -159,6 +158,13 @@ class Inlet:
     def stats(self) -> dict[str, int]:
         counters = {"inserted": self.inserted, "repeated": self.repeated, "evicted_by_clients": self.evicted}
         return {**counters, "held": len(self.store)}
+
+
+def _items(request: dict[str, Any]) -> list[Any]:
+    items: object = request["items"]
+    if type(items) is not list:
+        raise TypeError(f"a batch of items is a list, not {type(items).__name__}")
+    return items
 
 
 def inlet_of(store: DataStoreBase) -> Inlet | BufferInlet:
@@ -226,7 +232,7 @@ class BufferInlet:
             return {"next_id": None}, []
         key = request["client"], request["incarnation"]
         stream = self._stream(key, client)
-        first_id, items = request["first_id"], _columns.unpack(request)
+        first_id, items = request["first_id"], _items(request)
         before = stream.rows.cursor
         wanted = request.get("wanted")
         if before is not None and type(wanted) is int and wanted > before:

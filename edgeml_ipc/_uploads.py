@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any, Final
 
-from edgeml_ipc import _columns
 from edgeml_ipc._client import Client
 from edgeml_ipc._deadline import Deadline
 from edgeml_ipc._direct import Direct, direct_writes
@@ -229,7 +228,7 @@ class Uploader:
             place = {"learner_store": self._learner_store, "wanted": self._wanted, "first_id": first_id}
             batch = {**self._names, **place, "evicted": evicted}
             try:
-                answer = self._call("upload", {**batch, **_columns.pack(items[:count])}, deadline)
+                answer = self._call("upload", {**batch, "items": items[:count]}, deadline)
                 break
             except MessageTooLarge:
                 if count == 1:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from edgeml_ipc import _columns
 from edgeml_ipc._attachments import face_of, handle_on, offer_of
 from edgeml_ipc._buffer_messages import CONFIG, MAX_REPLY_BYTES, build, carried_error, plain
 from edgeml_ipc._parking import Parking
@@ -72,12 +71,8 @@ class Visit:
     def insert(self, writer: int, data: Any, end_of_trajectory: bool) -> None:
         self._target(writer).insert(data, bool(end_of_trajectory))
 
-    def batch_insert(self, writer: int, batch: dict[str, Any]) -> None:
-        target = self._target(writer)
-        if "stacked" in batch:
-            target.batch_insert(batch["stacked"])
-        else:
-            target.batch_insert(_columns.unpack(batch))
+    def batch_insert(self, writer: int, batch: list[dict[str, Any]] | dict[str, Any]) -> None:
+        self._target(writer).batch_insert(batch)
 
     def end_trajectory(self, writer: int) -> None:
         self._target(writer).end_trajectory()
@@ -131,10 +126,9 @@ class Visit:
     def latest_data_id(self) -> int:
         return self._handle.latest_data_id()
 
-    def read_since(self, from_id: int, limit: int) -> tuple[int, dict[str, Any], int]:
+    def read_since(self, from_id: int, limit: int) -> tuple[int, list[dict[str, Any]], int]:
         _check_size(max(1, limit), self._row_bytes)
-        first_id, items, evicted = self._handle.read_since(from_id, limit)
-        return first_id, _columns.pack(items), evicted
+        return self._handle.read_since(from_id, limit)
 
     def length(self) -> int:
         return len(self._handle)

@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
 
-from edgeml_ipc import _columns
 from edgeml_ipc._ahead import Ahead
 from edgeml_ipc._buffer_messages import MAX_REPLY_BYTES, describe, error_in, plain
 from edgeml_ipc._deadline import Deadline
@@ -251,8 +250,8 @@ class RemoteBuffer(DataStoreBase):
         return first_id, items, evicted
 
     def _piece(self, from_id: int, limit: int) -> tuple[int, list[dict[str, Any]], int]:
-        first_id, packed, evicted = self._ask("read_since", {"from_id": int(from_id), "limit": int(limit)})
-        return first_id, _columns.unpack(packed), evicted
+        first_id, items, evicted = self._ask("read_since", {"from_id": int(from_id), "limit": int(limit)})
+        return first_id, items, evicted
 
     def __len__(self) -> int:
         """Return how many rows are held now."""

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from edgeml_ipc import _columns
 from edgeml_ipc.errors import ConnectionClosed, EdgeMLError
 
 if TYPE_CHECKING:
@@ -47,11 +46,11 @@ class RemoteWriter:
     def batch_insert(self, batch: Iterable[Mapping[str, Any]] | Mapping[str, Any]) -> None:
         """Copy many transitions in; see `ReplayBuffer.batch_insert`."""
         if isinstance(batch, Mapping):
-            self._ask("batch_insert", {"batch": {"stacked": dict(batch)}})
+            self._ask("batch_insert", {"batch": dict(batch)})
             return
         items = [dict(item) for item in batch]
         if items:
-            self._ask("batch_insert", {"batch": _columns.pack(items)})
+            self._ask("batch_insert", {"batch": items})
 
     def end_trajectory(self) -> None:
         """End the open episode, if there is one, as truncated: the next transition begins another."""

@@ -12,5 +12,5 @@ libraries="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so
 LD_PRELOAD=$libraries ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$copy "$python" -m pytest -q \
     tests/data/test_storage.py tests/data/test_windows.py tests/data/test_frames.py tests/data/test_gather.py \
     tests/data/test_priority.py tests/data/test_replay_buffer.py \
-    tests/test_codec_fast.py tests/test_codec_hostile.py
+    tests/test_codec_fast.py tests/test_codec_rows.py tests/test_codec_hostile.py
 echo "the C halves of the replay buffer and of the codec: nothing found by AddressSanitizer and UBSan"

@@ -353,7 +353,7 @@ def test_wire_form_is_the_one_that_is_documented() -> None:
 
 
 def test_small_arrays_share_one_part() -> None:
-    tree = [{"o": np.zeros(17), "r": np.float32(1)} for _ in range(20_000)]
+    tree = [[np.zeros(17), np.float32(1)] for _ in range(20_000)]
     parts = received(tree)
     assert len(parts) == 2
     assert_same(codec.decode(parts)[-1], tree[-1])

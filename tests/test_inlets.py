@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from edgeml_ipc import _columns
 from edgeml_ipc._inlets import BufferInlet, inlet_of
 from edgeml_ipc.compat.data.jaxrl_data_store import ReplayBufferDataStore
 from edgeml_ipc.data import ReplayBuffer
@@ -22,7 +21,7 @@ def step(number: int, **following: Any) -> dict[str, Any]:
 
 def batch(buffer: ReplayBuffer, wanted: int | None, first_id: int, items: list[dict[str, Any]]) -> dict[str, Any]:
     names = {"client": "actor", "incarnation": b"x" * 16, "learner_store": buffer.incarnation}
-    return {**names, "wanted": wanted, "first_id": first_id, "evicted": 0, **_columns.pack(items)}
+    return {**names, "wanted": wanted, "first_id": first_id, "evicted": 0, "items": items}
 
 
 def rewards(buffer: ReplayBuffer) -> list[float]:

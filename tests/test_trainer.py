@@ -14,7 +14,7 @@ import multiprocess
 import numpy as np
 import pytest
 
-from edgeml_ipc import _columns, _inlets, _uploads
+from edgeml_ipc import _inlets, _uploads
 from edgeml_ipc.data.data_store import DataStoreBase, QueuedDataStore
 from edgeml_ipc.errors import ConfigMismatch, ConnectionRefused, EdgeMLError, RateLimited, RemoteError, TimeoutError
 from edgeml_ipc.trainer import TrainerClient, TrainerConfig, TrainerServer, TrainerTunnel
@@ -560,45 +560,7 @@ def test_tunnel(store: QueuedDataStore, queue: QueuedDataStore) -> None:
         TrainerClient("x", tunnel.server.address, config)
 
 
-# --- columns ----------------------------------------------------------------------------------------------------------------
-
-
-def test_like_items_travel_as_columns() -> None:
-    packed = _columns.pack([step(i) for i in range(4)])
-    assert packed["columns"]["step"].shape == (4, 1)
-    rows = _columns.unpack(packed)
-    assert np.shares_memory(rows[2]["step"], packed["columns"]["step"])
-    assert [type(row["reward"]) for row in rows] == [float] * 4
-
-
-@pytest.mark.parametrize(
-    "items",
-    [
-        [],
-        [{"a": 1}],
-        [{"a": 1}, {"b": 1}],
-        [{"a": 1}, {"a": 1.0}],
-        [{"a": 1}, {"a": True}],
-        [{"a": 1}, {"a": 2**64}],
-        [{"a": np.zeros(1)}, {"a": np.zeros(2)}],
-        [{"a": np.zeros(1)}, {"a": np.zeros(1, np.float32)}],
-        [{"a": "x"}, {"a": "y"}],
-        [{}, {}],
-        [{"a": {"b": None}}, {"a": {"b": None}}],
-        [1, 2],
-    ],
-    ids=repr,
-)
-def test_other_items_travel_as_they_are(items: list[Any]) -> None:
-    packed = _columns.pack(items)
-    assert packed == {"items": items}
-    assert _columns.unpack(packed) == items
-
-
-@pytest.mark.parametrize("column", [np.zeros(3), np.array(1), [1, 2]])
-def test_a_column_of_the_wrong_length_is_an_error(column: Any) -> None:
-    with pytest.raises(ValueError, match="batch of 2"):
-        _columns.unpack({"count": 2, "columns": {"a": column}, "kinds": ["array"]})
+# --- inlets -------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_that_comes_again_or_overlaps_inserts_what_is_new() -> None:
@@ -625,7 +587,10 @@ def test_cursors_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [cursors.next_id("actor", bytes([i])) for i in range(5)] == [0, None, None, 3, 4]
 
 
-@pytest.mark.parametrize("columns", [{}, {"a": np.zeros((_columns.MAX_ITEMS + 1, 0))}])
-def test_a_batch_of_endless_nothings_is_an_error(columns: Any) -> None:
-    with pytest.raises(ValueError, match="limit"):
-        _columns.unpack({"count": _columns.MAX_ITEMS + 1, "columns": columns, "kinds": ["array"] * len(columns)})
+@pytest.mark.parametrize("items", [None, "text", {"a": 1}, (1, 2), np.zeros(3)], ids=lambda items: type(items).__name__)
+def test_a_batch_that_is_no_list_is_refused(items: Any) -> None:
+    inlet = _inlets.Inlet(QueuedDataStore(100))
+    request: dict[str, Any] = {"store": "s", "client": "c", "incarnation": b"i", "evicted": 0, "first_id": 0, "items": items}
+    with pytest.raises(TypeError, match="is a list, not"):
+        inlet.take({**request, "learner_store": inlet.sync(request)["learner_store"]})
+    assert inlet.inserted == 0

@@ -32,12 +32,16 @@ enum {
     EXT_SCALAR = 3,
     EXT_OWN_BYTES = 4,
     EXT_TUPLE = 0x10,
+    EXT_ROWS = 0x18,
     MAX_DEPTH = 64,
     MAX_PARTS = 16384 - 1,
     MAX_NDIM = 32,
     OWN_PART_BYTES = 4096,
     ALIGNMENT = 8,
 };
+
+/* As in rows.py. */
+enum { MIN_ROWS = 4, MAX_LEVELS = 8, MAX_FIELDS = 256, MAX_CELLS = 1 << 22 };
 
 /* How an operation ended: LEAVE leaves the message to the Python half; FAILED has set an exception, always MemoryError. */
 typedef enum { DONE, LEAVE, FAILED } fast_outcome;

@@ -1,35 +1,11 @@
 /* Parts to tree: see _fast.h. What arrives is not trusted: each size is checked before anything of that size is made. */
-#include "_fast.h"
+#include "_fast_in.h"
 
 #include <stdlib.h>
 
 enum { KNOWN_KEYS = 1024, KNOWN_KEY_BYTES = 32, COPY_UNLOCKED_BYTES = 32 << 10 };
 
 static PyObject *in_python; /* decoder's `decode_in_python` */
-
-typedef struct {
-    const uint8_t *at, *end;    /* what is left of the header */
-    PyObject *parts;            /* a list or tuple */
-    Py_ssize_t part_count, next_part;
-    PyObject *shared;           /* keeps the shared part alive; NULL until a small array asks for it */
-    const uint8_t *shared_bytes;
-    size_t shared_used, shared_size;
-    bool copy, failed;          /* failed: an exception is set, and is a MemoryError */
-} input;
-
-/* Every function that returns an object returns NULL where the message is left to the Python half, or `failed` says more. */
-
-static PyObject *fail(input *in) {
-    if (PyErr_ExceptionMatches(PyExc_MemoryError))
-        in->failed = true;
-    else
-        PyErr_Clear();
-    return NULL;
-}
-
-static PyObject *made(input *in, PyObject *object) {
-    return object != NULL ? object : fail(in);
-}
 
 static bool take(input *in, size_t count, const uint8_t **from) {
     if ((size_t)(in->end - in->at) < count)
@@ -126,8 +102,7 @@ static bool open_shared(input *in) {
     return in->shared != NULL;
 }
 
-/* Make an array that lies on `bytes`, which `holder` keeps; or a writable copy of them. */
-static PyObject *array_on(input *in, const fast_description *d, const uint8_t *bytes, PyObject *holder) {
+PyObject *array_on(input *in, const fast_description *d, const uint8_t *bytes, PyObject *holder) {
     PyArray_Descr *descr = PyArray_DescrFromType(d->dtype->type_number);
     if (descr == NULL)
         return fail(in);
@@ -205,9 +180,7 @@ static PyObject *own_bytes(input *in) {
     return made(in, copied);
 }
 
-static PyObject *node(input *in, int depth, bool key);
-
-static PyObject *sequence(input *in, uint64_t count, int depth, bool tuple) {
+PyObject *sequence(input *in, uint64_t count, int depth, bool tuple) {
     if (depth > MAX_DEPTH || count > (uint64_t)(in->end - in->at)) /* an item is a byte at least */
         return NULL;
     PyObject *items = made(in, tuple ? PyTuple_New((Py_ssize_t)count) : PyList_New((Py_ssize_t)count));
@@ -250,7 +223,7 @@ static PyObject *extension(input *in, uint64_t count, int depth) {
     case EXT_SCALAR: return packed(in, true, data, (size_t)count);
     case EXT_OWN_ARRAY: return own_array(in, data, (size_t)count);
     case EXT_OWN_BYTES: return own_bytes(in);
-    case EXT_TUPLE: break;
+    case EXT_TUPLE: case EXT_ROWS: break;
     default: return NULL;
     }
     const uint8_t *end = in->end; /* read the data of the extension alone, and all of it */
@@ -263,11 +236,11 @@ static PyObject *extension(input *in, uint64_t count, int depth) {
         items = *first & 15;
     else
         right = right && (*first == 0xdc || *first == 0xdd) && take_number(in, *first == 0xdc ? 2 : 4, &items);
-    PyObject *tuple = right ? sequence(in, items, depth, true) : NULL;
-    if (tuple != NULL && in->at != in->end)
-        Py_CLEAR(tuple);
+    PyObject *tree = !right ? NULL : *code == EXT_ROWS ? rows_of(in, items, depth) : sequence(in, items, depth, true);
+    if (tree != NULL && in->at != in->end)
+        Py_CLEAR(tree);
     in->end = end;
-    return tuple;
+    return tree;
 }
 
 static PyObject *string(input *in, uint64_t count, bool key) {
@@ -301,8 +274,7 @@ static PyObject *binary(input *in, uint64_t count) {
     return take(in, (size_t)count, &bytes) ? made(in, PyBytes_FromStringAndSize((const char *)bytes, (Py_ssize_t)count)) : NULL;
 }
 
-/* Read one node; a key of a map may not be a container or an extension. */
-static PyObject *node(input *in, int depth, bool key) {
+PyObject *node(input *in, int depth, bool key) {
     const uint8_t *first;
     if (!take(in, 1, &first))
         return NULL;
@@ -376,7 +348,7 @@ PyObject *fast_try_decode(PyObject *module, PyObject *const *args, Py_ssize_t ar
     Py_ssize_t count = PySequence_Size(parts);
     if (first < 0 || count <= first || count - first > MAX_PARTS)
         Py_RETURN_NOTIMPLEMENTED;
-    input in = {.parts = parts, .part_count = count, .next_part = first + 1, .copy = copy};
+    input in = {.parts = parts, .part_count = count, .next_part = first + 1, .cells_left = MAX_CELLS, .copy = copy};
     PyObject *header = part_at(&in, first), *tree = header != NULL ? tree_of(&in, header) : NULL;
     Py_XDECREF(in.shared);
     if (tree != NULL || in.failed)

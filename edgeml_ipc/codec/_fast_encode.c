@@ -1,20 +1,9 @@
 /* Tree to parts: see _fast.h. One walk writes the header and the shared part; large arrays and bytes are only pointed to. */
-#include "_fast.h"
-#include "_fast_pack.h"
-
-typedef struct {
-    buffer header, shared;
-    bool shares; /* there is a shared part, though it may be empty */
-    PyObject *parts;
-} output;
+#include "_fast_out.h"
 
 static PyTypeObject *scalar_types[16]; /* numpy's, in the order of fast_dtypes */
 static PyObject *host_array;           /* encoder's `_to_host` */
 static PyObject *in_python;            /* encoder's `encode_in_python` */
-
-static fast_outcome put_part(output *out, PyObject *part) {
-    return PyList_Append(out->parts, part) == 0 ? DONE : FAILED;
-}
 
 static fast_outcome put_bin(output *out, PyObject *node) {
     char *bytes;
@@ -27,8 +16,7 @@ static fast_outcome put_bin(output *out, PyObject *node) {
     return outcome == DONE ? put_part(out, node) : outcome;
 }
 
-/* Append to the shared part, padded. `from` may be NULL where there is nothing. */
-static fast_outcome share(output *out, const void *from, size_t count) {
+fast_outcome share(output *out, const void *from, size_t count) {
     out->shares = true;
     size_t padding = -count % ALIGNMENT;
     uint8_t *at = extend(&out->shared, count + padding);
@@ -40,8 +28,7 @@ static fast_outcome share(output *out, const void *from, size_t count) {
     return DONE;
 }
 
-/* Write "float32:480,640,3" as the data of an extension type. */
-static fast_outcome put_description(buffer *b, uint8_t code, const fast_dtype *dtype, int nd, const npy_intp *dims) {
+fast_outcome put_description(buffer *b, uint8_t code, const fast_dtype *dtype, int nd, const npy_intp *dims) {
     char text[32 + 21 * MAX_NDIM];
     size_t used = dtype->name_bytes;
     memcpy(text, dtype->name, used);
@@ -105,8 +92,6 @@ static fast_outcome put_scalar(output *out, PyObject *node, const fast_dtype *dt
     return outcome == DONE ? share(out, value.bytes, dtype->item_bytes) : outcome;
 }
 
-static fast_outcome put_node(output *out, PyObject *node, int depth);
-
 static fast_outcome put_key(output *out, PyObject *key) {
     PyTypeObject *type = Py_TYPE(key);
     if (type == &PyUnicode_Type)
@@ -155,18 +140,10 @@ static fast_outcome put_items(output *out, PyObject *node, Py_ssize_t count, int
     return outcome;
 }
 
-/* A tuple is an extension type whose data is an array; its size is known afterwards, and put in front. */
-static fast_outcome put_tuple(output *out, PyObject *node, int depth) {
-    buffer *b = &out->header;
-    size_t start = b->used;
-    if (extend(b, EXT_HEAD_BYTES) == NULL)
-        return no_memory();
-    fast_outcome outcome = put_items(out, node, PyTuple_Size(node), depth);
-    if (outcome != DONE)
-        return outcome;
+fast_outcome close_extension(buffer *b, size_t start, uint8_t code) {
     size_t from = start + EXT_HEAD_BYTES, count = b->used - from;
     b->used = start;
-    outcome = put_ext_head(b, EXT_TUPLE, count); /* at most EXT_HEAD_BYTES */
+    fast_outcome outcome = put_ext_head(b, code, count); /* at most EXT_HEAD_BYTES */
     if (outcome == DONE) {
         memmove(b->bytes + b->used, b->bytes + from, count);
         b->used += count;
@@ -174,7 +151,21 @@ static fast_outcome put_tuple(output *out, PyObject *node, int depth) {
     return outcome;
 }
 
-static const fast_dtype *scalar_dtype(PyTypeObject *type) {
+static fast_outcome put_tuple(output *out, PyObject *node, int depth) {
+    size_t start = out->header.used;
+    if (extend(&out->header, EXT_HEAD_BYTES) == NULL)
+        return no_memory();
+    fast_outcome outcome = put_items(out, node, PyTuple_Size(node), depth);
+    return outcome == DONE ? close_extension(&out->header, start, EXT_TUPLE) : outcome;
+}
+
+static fast_outcome put_list(output *out, PyObject *node, int depth) {
+    bool rows;
+    fast_outcome outcome = put_rows(out, node, depth, &rows);
+    return outcome == DONE && !rows ? put_items(out, node, PyList_Size(node), depth) : outcome;
+}
+
+const fast_dtype *scalar_dtype(PyTypeObject *type) {
     for (int i = 0; i < fast_dtype_count; i++)
         if (scalar_types[i] == type)
             return &fast_dtypes[i];
@@ -189,7 +180,7 @@ static fast_outcome put_other(output *out, PyObject *node) {
     return put_converted(out, node);
 }
 
-static fast_outcome put_node(output *out, PyObject *node, int depth) {
+fast_outcome put_node(output *out, PyObject *node, int depth) {
     PyTypeObject *type = Py_TYPE(node);
     if (PyArray_CheckExact(node))
         return put_array(out, (PyArrayObject *)node, false);
@@ -212,7 +203,7 @@ static fast_outcome put_node(output *out, PyObject *node, int depth) {
         return LEAVE;
     if (dict)
         return put_dict(out, node, depth);
-    return list ? put_items(out, node, PyList_Size(node), depth) : put_tuple(out, node, depth);
+    return list ? put_list(out, node, depth) : put_tuple(out, node, depth);
 }
 
 /* Put the header first and the shared part last. */
@@ -234,6 +225,7 @@ PyObject *fast_try_encode(PyObject *module, PyObject *tree) {
     (void)module;
     output out;
     out.shares = false;
+    out.cells_left = MAX_CELLS;
     out.parts = PyList_New(1);
     if (out.parts == NULL)
         return NULL;

@@ -1,4 +1,4 @@
-/* Writing msgpack, as msgspec writes it: each number and size in its shortest form. Included by _fast_encode.c alone. */
+/* Writing msgpack, as msgspec writes it: each number and size in its shortest form. Included by the files that encode. */
 #ifndef EDGEML_IPC_CODEC_FAST_PACK_H
 #define EDGEML_IPC_CODEC_FAST_PACK_H
 
@@ -15,19 +15,19 @@ typedef struct {
     uint8_t first[FIRST_BYTES];
 } buffer;
 
-static void buffer_open(buffer *b) {
+static inline void buffer_open(buffer *b) {
     b->bytes = b->first;
     b->used = 0;
     b->room = FIRST_BYTES;
 }
 
-static void buffer_close(buffer *b) {
+static inline void buffer_close(buffer *b) {
     if (b->bytes != b->first)
         free(b->bytes);
 }
 
 /* Return where `more` bytes may be written, and count them as used; NULL without memory. */
-static uint8_t *extend(buffer *b, size_t more) {
+static inline uint8_t *extend(buffer *b, size_t more) {
     if (b->room - b->used < more) {
         size_t room = b->room;
         while (room - b->used < more) {
@@ -48,13 +48,13 @@ static uint8_t *extend(buffer *b, size_t more) {
     return place;
 }
 
-static fast_outcome no_memory(void) {
+static inline fast_outcome no_memory(void) {
     PyErr_NoMemory();
     return FAILED;
 }
 
 /* Write a first byte and a big-endian number of `bytes` bytes, which is how msgpack says sizes and integers. */
-static fast_outcome put(buffer *b, uint8_t code, uint64_t number, int bytes) {
+static inline fast_outcome put(buffer *b, uint8_t code, uint64_t number, int bytes) {
     uint8_t *at = extend(b, 1 + (size_t)bytes);
     if (at == NULL)
         return no_memory();
@@ -64,7 +64,7 @@ static fast_outcome put(buffer *b, uint8_t code, uint64_t number, int bytes) {
     return DONE;
 }
 
-static fast_outcome put_bytes(buffer *b, const void *bytes, size_t count) {
+static inline fast_outcome put_bytes(buffer *b, const void *bytes, size_t count) {
     uint8_t *at = extend(b, count);
     if (at == NULL)
         return no_memory();
@@ -73,7 +73,7 @@ static fast_outcome put_bytes(buffer *b, const void *bytes, size_t count) {
 }
 
 /* Sizes of arrays and maps: in the first byte up to 15, else in 2 or 4 more. */
-static fast_outcome put_count(buffer *b, Py_ssize_t count, uint8_t fixed, uint8_t code16) {
+static inline fast_outcome put_count(buffer *b, Py_ssize_t count, uint8_t fixed, uint8_t code16) {
     if (count < 16)
         return put(b, (uint8_t)(fixed | count), 0, 0);
     if (count <= UINT16_MAX)
@@ -81,7 +81,7 @@ static fast_outcome put_count(buffer *b, Py_ssize_t count, uint8_t fixed, uint8_
     return count <= (Py_ssize_t)UINT32_MAX ? put(b, code16 + 1, (uint64_t)count, 4) : LEAVE;
 }
 
-static fast_outcome put_sized(buffer *b, const char *bytes, Py_ssize_t count, uint8_t code8) {
+static inline fast_outcome put_sized(buffer *b, const char *bytes, Py_ssize_t count, uint8_t code8) {
     fast_outcome outcome = count <= UINT8_MAX    ? put(b, code8, (uint64_t)count, 1)
                            : count <= UINT16_MAX ? put(b, code8 + 1, (uint64_t)count, 2)
                            : count <= (Py_ssize_t)UINT32_MAX ? put(b, code8 + 2, (uint64_t)count, 4)
@@ -89,7 +89,7 @@ static fast_outcome put_sized(buffer *b, const char *bytes, Py_ssize_t count, ui
     return outcome == DONE ? put_bytes(b, bytes, (size_t)count) : outcome;
 }
 
-static fast_outcome put_ext_head(buffer *b, uint8_t code, size_t count) {
+static inline fast_outcome put_ext_head(buffer *b, uint8_t code, size_t count) {
     fast_outcome outcome;
     switch (count) {
     case 1: outcome = put(b, 0xd4, 0, 0); break;
@@ -106,7 +106,15 @@ static fast_outcome put_ext_head(buffer *b, uint8_t code, size_t count) {
     return outcome == DONE ? put_bytes(b, &code, 1) : outcome;
 }
 
-static fast_outcome put_int(buffer *b, PyObject *node) {
+static inline fast_outcome put_unsigned(buffer *b, uint64_t n) {
+    return n < 128            ? put(b, (uint8_t)n, 0, 0)
+           : n <= UINT8_MAX   ? put(b, 0xcc, n, 1)
+           : n <= UINT16_MAX  ? put(b, 0xcd, n, 2)
+           : n <= UINT32_MAX  ? put(b, 0xce, n, 4)
+                              : put(b, 0xcf, n, 8);
+}
+
+static inline fast_outcome put_int(buffer *b, PyObject *node) {
     int overflow;
     long long value = PyLong_AsLongLongAndOverflow(node, &overflow);
     if (overflow < 0)
@@ -119,14 +127,8 @@ static fast_outcome put_int(buffer *b, PyObject *node) {
         }
         return put(b, 0xcf, large, 8);
     }
-    if (value >= 0) {
-        uint64_t n = (uint64_t)value;
-        return n < 128            ? put(b, (uint8_t)n, 0, 0)
-               : n <= UINT8_MAX   ? put(b, 0xcc, n, 1)
-               : n <= UINT16_MAX  ? put(b, 0xcd, n, 2)
-               : n <= UINT32_MAX  ? put(b, 0xce, n, 4)
-                                  : put(b, 0xcf, n, 8);
-    }
+    if (value >= 0)
+        return put_unsigned(b, (uint64_t)value);
     return value >= -32           ? put(b, (uint8_t)value, 0, 0)
            : value >= INT8_MIN    ? put(b, 0xd0, (uint64_t)value, 1)
            : value >= INT16_MIN   ? put(b, 0xd1, (uint64_t)value, 2)
@@ -134,29 +136,32 @@ static fast_outcome put_int(buffer *b, PyObject *node) {
                                   : put(b, 0xd3, (uint64_t)value, 8);
 }
 
-static fast_outcome put_float(buffer *b, PyObject *node) {
+static inline fast_outcome put_float(buffer *b, PyObject *node) {
     double value = PyFloat_AsDouble(node);
     uint64_t bits;
     memcpy(&bits, &value, sizeof bits);
     return put(b, 0xcb, bits, 8);
 }
 
-static fast_outcome put_str(buffer *b, PyObject *node) {
+static inline fast_outcome put_text(buffer *b, const char *text, Py_ssize_t count) {
+    if (count >= 32)
+        return put_sized(b, text, count, 0xd9);
+    uint8_t *at = extend(b, 1 + (size_t)count);
+    if (at == NULL)
+        return no_memory();
+    *at = (uint8_t)(0xa0 | count);
+    memcpy(at + 1, text, (size_t)count);
+    return DONE;
+}
+
+static inline fast_outcome put_str(buffer *b, PyObject *node) {
     Py_ssize_t count;
     const char *text = PyUnicode_AsUTF8AndSize(node, &count);
     if (text == NULL) { /* a lone surrogate */
         PyErr_Clear();
         return LEAVE;
     }
-    if (count < 32) {
-        uint8_t *at = extend(b, 1 + (size_t)count);
-        if (at == NULL)
-            return no_memory();
-        *at = (uint8_t)(0xa0 | count);
-        memcpy(at + 1, text, (size_t)count);
-        return DONE;
-    }
-    return put_sized(b, text, count, 0xd9);
+    return put_text(b, text, count);
 }
 
 #endif

@@ -23,7 +23,8 @@ import numpy as np
 from edgeml_ipc.codec import wire
 from edgeml_ipc.codec.compression import decompress
 from edgeml_ipc.codec.registry import Expanded, registration_named
-from edgeml_ipc.codec.wire import COMPRESSED_ARRAY, OWN_ARRAY, OWN_BYTES, PACKED_ARRAY, REGISTERED, SCALAR, TUPLE
+from edgeml_ipc.codec.rows import MAX_CELLS, rows_of
+from edgeml_ipc.codec.wire import COMPRESSED_ARRAY, OWN_ARRAY, OWN_BYTES, PACKED_ARRAY, ROWS, SCALAR, TUPLE
 from edgeml_ipc.errors import CodecError
 
 try:
@@ -37,7 +38,7 @@ Plan: TypeAlias = tuple[tuple[int, ...], "np.dtype[Any]", int, int]  # shape, dt
 _decode_msgpack = msgspec.msgpack.decode
 
 # Each level of nesting costs a header byte out of this set: a map or list, or the code of a nested extension type.
-_OPENERS = frozenset([*range(0x80, 0xA0), *range(0xDC, 0xE0), *range(wire.TUPLE, wire.REGISTERED + 1)])
+_OPENERS = frozenset([*range(0x80, 0xA0), *range(0xDC, 0xE0), *range(wire.TUPLE, wire.ROWS + 1)])
 _NOT_OPENERS = bytes(sorted(set(range(256)) - _OPENERS))
 # msgpack's own timestamp has extension type -1, after a length of 4, 8 or 12 bytes; msgspec makes a datetime of it.
 _TIMESTAMP = re.compile(rb"[\xd6\xd7\x04\x08\x0c]\xff")
@@ -61,9 +62,10 @@ def decode_in_python(parts: Sequence[Any], first: int = 0, copy: bool = False, o
     shared: Any = None  # the last part, once a small array asked for it
     offset = 0  # of the next small array within it
     inflatable_bytes = wire.MAX_INFLATED_BYTES  # what compressed arrays may still yield
+    cells_left = MAX_CELLS
 
     def hook(code: int, data: memoryview) -> Any:
-        nonlocal next_part, shared, offset, inflatable_bytes
+        nonlocal next_part, shared, offset, inflatable_bytes, cells_left
         if code in _IN_SHARED:
             if shared is None:
                 shared = _readable(_part(parts, max(next_part, len(parts) - 1)))
@@ -94,7 +96,11 @@ def decode_in_python(parts: Sequence[Any], first: int = 0, copy: bool = False, o
                 return array.copy()
             array.flags.writeable = copy
             return array
-        if TUPLE <= code <= REGISTERED:
+        if code == ROWS:
+            rows, cells = rows_of(_decode_msgpack(data, ext_hook=hook), cells_left, copy=copy)  # noqa: F821 - as below
+            cells_left -= cells
+            return rows
+        if TUPLE <= code < ROWS:
             return _container(code, _decode_msgpack(data, ext_hook=hook), objects)  # noqa: F821 - deleted only at the end
         return _leaf(code, bytes(data))
 
@@ -232,7 +238,7 @@ def _inspect(header: bytes) -> None:
 
     def skeleton(code: int, data: memoryview) -> Any:
         # Leaves are all different, so that no key of a map hides another one and what lies below it.
-        return _decode_msgpack(data, ext_hook=skeleton) if wire.TUPLE <= code <= wire.REGISTERED else object()
+        return _decode_msgpack(data, ext_hook=skeleton) if wire.TUPLE <= code <= wire.ROWS else object()
 
     level = [_decode_msgpack(header, ext_hook=skeleton)]
     for depth in range(wire.MAX_DEPTH + 1):

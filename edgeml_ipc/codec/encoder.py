@@ -23,6 +23,7 @@ from edgeml_ipc.codec import wire
 from edgeml_ipc.codec.compression import CompressedArray, describe
 from edgeml_ipc.codec.decoder import namedtuple_class
 from edgeml_ipc.codec.registry import Expanded, advice, registration_of
+from edgeml_ipc.codec.rows import MAX_CELLS, columns_of
 from edgeml_ipc.errors import CodecError
 
 try:
@@ -38,12 +39,13 @@ class _TooDeep(CodecError):
 class Out:
     """What one walk collects beside the header."""
 
-    __slots__ = ("inflated_bytes", "own", "shared")
+    __slots__ = ("cells_left", "inflated_bytes", "own", "shared")
 
     def __init__(self) -> None:
         self.own: list[Any] = [b""]  # parts: the header's place, then one for each large array or bytes
         self.shared: list[bytes] = []  # pieces of the last part, which small arrays share
         self.inflated_bytes = 0  # what the compressed arrays yield
+        self.cells_left = MAX_CELLS  # of lists of rows
 
 
 Handler: TypeAlias = Callable[[Any, Out, int], Any]  # node, out, depth of the node -> what msgspec shall write
@@ -124,6 +126,15 @@ def _walk(items: Iterable[Any], out: Out, depth: int) -> list[Any]:
         raise _TooDeep(f"it nests deeper than {wire.MAX_DEPTH} levels, or contains itself")
     depth += 1
     return [item if (kind := type(item)) in _PLAIN else _handlers[kind](item, out, depth) for item in items]
+
+
+def _list(node: list[Any], out: Out, depth: int) -> list[Any] | Ext:
+    columns = columns_of(node, depth, out.cells_left)
+    if columns is None:
+        return _walk(node, out, depth)
+    out.cells_left -= columns.cells
+    tree = _dict(columns.tree, out, depth + 1)
+    return Ext(wire.ROWS, _write([len(node), columns.kinds, tree, *_walk(columns.nodes, out, depth)]))
 
 
 def _dict(node: dict[Any, Any], out: Out, depth: int) -> Any:
@@ -290,7 +301,7 @@ class _Handlers(dict[type[Any], Handler]):
 
 _BUILT_IN: dict[type[Any], Handler] = {
     dict: _dict,
-    list: _walk,
+    list: _list,
     tuple: _tuple,
     set: _set,
     frozenset: _frozenset,

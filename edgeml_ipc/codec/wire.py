@@ -28,6 +28,7 @@ ORDERED_DICT = 0x14  # [key, value, ...]
 NAMEDTUPLE = 0x15  # [type name, "field field ...", item ...]
 FROZEN_DICT = 0x16  # map: flax's
 REGISTERED = 0x17  # [registered name, tree]
+ROWS = 0x18  # [count, kinds, map of columns, node ...]: a list of dicts that are alike; see rows.py
 
 MAX_DEPTH = 64  # containers within containers
 MAX_PARTS = 16384 - 1  # what a transport carries in one message, less the protocol's envelope

@@ -37,9 +37,7 @@ BUFFERS = {
     "remote_buffer",
     "remote_writer",
 }  # buffers reached from elsewhere
-FRONTS = (
-    SERVICE | BUFFERS | {"_fronts", "_batching", "_columns", "_direct", "_inlets", "_uploads"}
-)  # parts of the three services
+FRONTS = SERVICE | BUFFERS | {"_fronts", "_batching", "_direct", "_inlets", "_uploads"}  # parts of the three services
 SERVICES = FRONTS | {"data", "datasets", "action", "inference", "_trainer_server", "trainer"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
@@ -55,19 +53,18 @@ ROOMS: dict[str, set[str]] = {
     **dict.fromkeys(SERVICE_PARTS, PROTOCOL | TRANSPORTS | SERVICE_PARTS),
     "_fronts": SERVICE,
     "_batching": SERVICE,
-    "_columns": set(),
-    "_uploads": SERVICE | {"_columns", "_direct", "data"},
+    "_uploads": SERVICE | {"_direct", "data"},
     "_direct": GROUND | {"_attachments", "data"},
-    "_inlets": GROUND | {"_attachments", "_columns", "data"},
+    "_inlets": GROUND | {"_attachments", "data"},
     "_ahead": set(),
     "_departures": set(),
     "_parking": SERVICE,
     "_attachments": GROUND | {"data"},
     "_buffer_messages": GROUND | {"data"},
-    "_visits": SERVICE | {"_attachments", "_buffer_messages", "_columns", "_parking", "data"},
-    "remote_buffer": SERVICE | {"_ahead", "_buffer_messages", "_columns", "data", "remote_writer"},
+    "_visits": SERVICE | {"_attachments", "_buffer_messages", "_parking", "data"},
+    "remote_buffer": SERVICE | {"_ahead", "_buffer_messages", "data", "remote_writer"},
     "connect_buffer": SERVICE | {"_attachments", "_buffer_messages", "data", "remote_buffer"},
-    "remote_writer": {"errors", "_columns", "remote_buffer"},
+    "remote_writer": {"errors", "remote_buffer"},
     "action": FRONTS,
     "inference": FRONTS,
     "_trainer_server": FRONTS | {"data"},
