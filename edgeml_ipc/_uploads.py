@@ -254,11 +254,11 @@ class Uploader:
 
 
 def _size_bytes(tree: Any) -> int:
-    """Estimate what an item takes on the wire."""
+    """Estimate what an item takes on the wire; the items of a list are taken to be like its first."""
     if isinstance(tree, dict):
         return sum(map(_size_bytes, tree.values()))
     if isinstance(tree, list | tuple):
-        return sum(map(_size_bytes, tree))
+        return len(tree) * _size_bytes(tree[0]) if tree else 0
     if isinstance(tree, bytes | str):
         return len(tree)
     return int(getattr(tree, "nbytes", 8))

@@ -142,21 +142,24 @@ class QueuedDataStore(DataStoreBase):
     def insert(self, data: Any) -> None:
         """Add one item; if the queue is full the oldest is dropped and counted."""
         with self._lock:
-            self._put(data)
+            if self._inserted < self.capacity:
+                self._ring.append(data)
+            else:
+                self._ring[self._inserted % self.capacity] = data
+            self._inserted += 1
 
     def batch_insert(self, batch: Iterable[Any]) -> None:
         """Add the items of `batch` in order, with consecutive ids."""
         items = list(batch)
         with self._lock:
-            for data in items:
-                self._put(data)
-
-    def _put(self, data: Any) -> None:
-        if self._inserted < self.capacity:
-            self._ring.append(data)
-        else:
-            self._ring[self._inserted % self.capacity] = data
-        self._inserted += 1
+            self._inserted += len(items)
+            room = self.capacity - len(self._ring)
+            self._ring += items[:room]
+            others = items[room:][-self.capacity :]
+            at = (self._inserted - len(others)) % self.capacity
+            before_end = others[: self.capacity - at]
+            self._ring[at : at + len(before_end)] = before_end
+            self._ring[: len(others) - len(before_end)] = others[len(before_end) :]
 
     def latest_data_id(self) -> int:
         """Return the id of the newest item, or -1 if nothing was ever inserted."""
@@ -175,7 +178,9 @@ class QueuedDataStore(DataStoreBase):
             end_id = max(self._inserted, first_id)
             if limit is not None:
                 end_id = min(end_id, first_id + limit)
-            items = [self._ring[k % self.capacity] for k in range(first_id, end_id)]
+            at, count = first_id % self.capacity, end_id - first_id
+            items = self._ring[at : at + count]
+            items += self._ring[: count - len(items)]
         return first_id, items, first_id - from_id - 1
 
     def __len__(self) -> int:

@@ -5,6 +5,8 @@ from collections import deque
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgeml_ipc.data import DataStoreBase, QueuedDataStore
 from edgeml_ipc.errors import EdgeMLError
@@ -106,6 +108,25 @@ def test_queue_counts_what_it_drops() -> None:
     assert queue.stats() == {"inserted": 3, "evicted": 0, "occupancy": 3, "capacity": 4}
     queue.batch_insert(range(3, 10))
     assert queue.stats() == {"inserted": 10, "evicted": 6, "occupancy": 4, "capacity": 4}
+
+
+@given(
+    st.integers(1, 8), st.lists(st.integers(0, 25) | st.none(), max_size=12), st.integers(-1, 60), st.none() | st.integers(0, 4)
+)
+def test_queue_holds_the_newest(capacity: int, batches: list[int | None], from_id: int, limit: int | None) -> None:
+    queue, model, count = QueuedDataStore(capacity), deque[int](maxlen=capacity), 0
+    for size in batches:  # None: one item by itself
+        items = range(count, count + (1 if size is None else size))
+        if size is None:
+            queue.insert(count)
+        else:
+            queue.batch_insert(items)
+        model.extend(items)
+        count = items.stop
+    held = [item for item in model if item > from_id]
+    first_id = held[0] if held else max(from_id + 1, count)
+    assert queue.read_since(from_id, limit) == (first_id, held[:limit], first_id - from_id - 1)
+    assert (len(queue), queue.latest_data_id()) == (len(model), count - 1)
 
 
 def test_queue_lets_dropped_items_go() -> None:
