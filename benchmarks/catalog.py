@@ -45,7 +45,7 @@ PEERS: tuple[Way, ...] = (
 )
 MARKS: dict[str, dict[str, tuple[Mark, ...]]] = {
     "transport.shm": {
-        "64B": (Mark("p50_us", at_most=2.5), Mark("p50_us", at_least=0.5, of_floor=True)),
+        "64B": (Mark("p50_us", at_most=2.5), Mark("p50_us", at_least=0.5, of="floor.pingpong.python")),
         "stream.single": (Mark("per_second", at_least=200_000), Mark("p99_us", at_most=1000)),
     },
     "transport.tcp": {"6MB": (Mark("p50_us", at_least=1.0, of="peer.zmq-tcp-multipart.6MB"),)},

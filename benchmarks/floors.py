@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks import payloads
 from benchmarks.compiled import program
 from benchmarks.harness import Case, Placement, Round, timed
+from benchmarks.mailbox import pingpong
 
 PINGPONG_NS = {"spin": 400, "futex": 30_000}
 ROTATED = 2  # slots that our transport uses in turn for calls of one client, one by one
@@ -58,6 +59,7 @@ _MANY = payloads.TRANSITIONS_PER_UPDATE
 CASES = [
     _pingpong("spin", "spin"),
     _pingpong("futex", "sleep"),
+    Case("floor.pingpong.python", "floor", "the same, both spin, called from Python", pingpong, group=GROUP, reopen=True),
     _warm("transitions", f"warm copy of {_MANY} transitions in one piece", _MANY * payloads.TRANSITION_BYTES, "one way"),
     _warm("921kB.warm", "warm copy of one image", payloads.OBSERVATION_BYTES, GROUP),
     _warm("6MB.rotating", f"warm copy of a 1080p frame, into {ROTATED} buffers in turn", payloads.FRAME_BYTES, GROUP, ROTATED),

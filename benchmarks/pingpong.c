@@ -5,54 +5,21 @@
  * A message is 64 bytes, copied into the page before its sequence number is stored, and out of it after that was seen.
  * Prints COUNT round-trip times to stdout, as native int64 nanoseconds.
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <linux/futex.h>
+#include "mailbox.h"
+
 #include <sched.h>
 #include <signal.h>
-#include <stdatomic.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
-
-enum { MESSAGE_BYTES = 64, APART = 128 };
-
-struct mailbox {
-    _Alignas(APART) _Atomic uint32_t sequence;
-    _Alignas(APART) unsigned char message[MESSAGE_BYTES];
-};
-
-struct page {
-    struct mailbox ping, pong;
-};
-
-static int use_futex;
 
 static int64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-static void put(struct mailbox *box, const unsigned char *message, uint32_t sequence) {
-    memcpy(box->message, message, MESSAGE_BYTES);
-    atomic_store_explicit(&box->sequence, sequence, memory_order_release);
-    if (use_futex) syscall(SYS_futex, &box->sequence, FUTEX_WAKE, 1, NULL, NULL, 0);
-}
-
-static void take(struct mailbox *box, unsigned char *message, uint32_t sequence) {
-    uint32_t seen;
-    while ((seen = atomic_load_explicit(&box->sequence, memory_order_acquire)) != sequence) {
-        if (use_futex) syscall(SYS_futex, &box->sequence, FUTEX_WAIT, seen, NULL, NULL, 0);
-    }
-    memcpy(message, box->message, MESSAGE_BYTES);
 }
 
 static void pin(int cpu) {

@@ -18,7 +18,13 @@ import pytest
 from tests.meta.source import ROOT
 
 SECONDS = 100
-CASES = ("codec.encode.small.compiled", "sweep.64B.transport.shm", "sweep.1KiB.transport.shm", "update.shm.stream.list50")
+CASES = (
+    "codec.encode.small.compiled",
+    "sweep.64B.transport.shm",
+    "sweep.1KiB.transport.shm",
+    "update.shm.stream.list50",
+    "floor.pingpong.python",
+)
 
 
 def benchmarks(*words: str) -> subprocess.CompletedProcess[str]:
@@ -75,7 +81,7 @@ def test_a_run_has_what_was_asked_for_and_the_floors(finished: Finished) -> None
 
 
 def test_a_run_shows_how_far_it_is_and_leaves_nothing(finished: Finished) -> None:
-    assert "[  14/15] unpinned: round 3/3: update.shm.stream.list50" in finished.done.stderr
+    assert "[  17/18] unpinned: round 3/3: update.shm.stream.list50" in finished.done.stderr
     assert finished.left == set()
 
 
