@@ -112,7 +112,7 @@ class TestWhoAnswers:
 
             def end() -> None:
                 accepted, _ = ending.accept()
-                accepted.recv(1)  # so zmq knows that it was connected
+                accepted.recv(1)  # so that zmq knows that it was connected
                 ending.close()
                 accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no time to wait for
                 accepted.close()
@@ -633,22 +633,24 @@ class TestWhatIsReadLate:
             assert listener.poll(0) == []
             strangers[0].expect_end()
 
-    def test_an_end_that_is_reported_while_a_stranger_is_cut_off(
+    def test_an_end_that_is_reported_while_somebody_else_is_looked_at(
         self, tcp_place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with _listen(tcp_place) as listener, _Stranger(listener) as stranger, _connect(listener.address) as connection:
+        """The other is dead too, so that its HELLO has no consequence after which ends would be looked for."""
+        with _listen(tcp_place) as listener, _connect(listener.address) as connection:
             connection.send([b"x"], PATIENCE_S)
             ((peer, _),) = _messages(listener, 1)
 
             def read_before_it(port: Port, read: _Reading) -> list[tuple[int, int]]:
                 happened = read(port)
-                stranger.send([b"garbage"])
-                assert port.socket.poll(PATIENCE_S * 1000)
+                with _Stranger(listener) as stranger:
+                    stranger.send(_HELLO)
+                    assert port.socket.poll(PATIENCE_S * 1000)
                 connection.close()
                 return happened
 
-            _read(monkeypatch, read_before_it, _read_until_an_end)
-            assert listener.poll(PATIENCE_S) == [(peer, None)]
+            _read(monkeypatch, read_before_it, _until_ends(2))
+            assert listener.poll(0) == [(peer, None)]
 
     @pytest.mark.parametrize("last_words", [_HELLO, [b"garbage"]])
     def test_what_the_dead_said_does_not_harm_who_has_their_descriptor(self, tcp_place: Place, last_words: list[bytes]) -> None:
@@ -675,7 +677,7 @@ class TestWhatIsReadLate:
                     listener.poll(0.01)
                 listener.close()
 
-            _read(monkeypatch, _read_until_an_end)
+            _read(monkeypatch, _until_ends(1))
             with Background(welcome_one_and_end), _connect(listener.address) as connection, pytest.raises(PeerDied):
                 connection.recv(PATIENCE_S)
 
@@ -690,12 +692,17 @@ def _read(monkeypatch: pytest.MonkeyPatch, *turns: Callable[[Port, _Reading], li
     monkeypatch.setattr(Port, "events", events)
 
 
-def _read_until_an_end(port: Port, read: _Reading) -> list[tuple[int, int]]:
-    happened: list[tuple[int, int]] = []
-    while all(event != zmq.EVENT_DISCONNECTED for event, _ in happened):
-        assert port._monitor.poll(PATIENCE_S * 1000)
-        happened += read(port)
-    return happened
+def _until_ends(count: int) -> Callable[[Port, _Reading], list[tuple[int, int]]]:
+    """Return a read that waits until it has `count` ends of connections to tell."""
+
+    def read_until(port: Port, read: _Reading) -> list[tuple[int, int]]:
+        happened: list[tuple[int, int]] = []
+        while sum(event == zmq.EVENT_DISCONNECTED for event, _ in happened) < count:
+            assert port._monitor.poll(PATIENCE_S * 1000)
+            happened += read(port)
+        return happened
+
+    return read_until
 
 
 @contextlib.contextmanager
