@@ -228,9 +228,8 @@ class _Handshake:
         """Say that nothing listens, with the kernel's reason, which zmq does not tell."""
         try:
             with socket.create_connection((self._host, self._port_number), max(self._deadline.remaining() or 0.0, 0.001)):
-                return _BrokenOff(
-                    ConnectionRefused(f"{self._address}: what listens there refuses one connection and takes another")
-                )
+                refused = f"{self._address}: what listens there refuses one connection and takes another"
+                return _BrokenOff(ConnectionRefused(refused))
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             return ConnectionRefused(f"{self._address}: nothing listens there ({reason})")
