@@ -4,6 +4,9 @@ zmq hides the connections behind routing ids, but a received frame tells the des
 and the monitor names the same descriptor when a connection is accepted and when it ends. Descriptors are used again, so each
 is known together with its *birth*, a count of accepted connections. zmq reports the end of a connection before it closes the
 descriptor, so a new connection with an old descriptor is never reported before the end of the old one.
+
+A message may be read long after its connection has ended, when its descriptor is another's. Routing ids are not used again: the
+connection that has the descriptor is the sender's if the socket still takes something for the sender's routing id.
 """
 
 from __future__ import annotations
@@ -66,12 +69,14 @@ class Census:
         return bereaved
 
     def birth(self, descriptor: int) -> int | None:
-        """Return the birth of the living connection with this descriptor."""
-        return self._births.get(descriptor)
+        """Return the birth of the connection that has this descriptor now.
 
-    def owner(self, descriptor: int) -> TcpPeer | None:
-        """Return the peer whose connection it is, if it has said HELLO."""
-        return self._peers.get(descriptor)
+        It is the one that a message came through if something can be sent to the message's routing id after this call.
+        """
+        self.update()
+        birth = self._births.get(descriptor)
+        self._port.notice_ends()  # after the monitor: what makes room for a newer connection is then known too
+        return birth
 
     def bind(self, peer: TcpPeer) -> TcpPeer | None:
         """Note whose connection it is; return whose it was before, who must have died unnoticed."""

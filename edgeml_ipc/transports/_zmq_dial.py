@@ -38,7 +38,8 @@ def dial(
     """Connect to one numeric address; see `Transport.connect` for the errors.
 
     A server that ends breaks the handshake off, as does something that is not this library, or has other keys; and it may be
-    its successor that is asked why. So where it was broken off it is tried once more, before that is called the reason.
+    its successor that is asked why. So where it was broken off it is tried once more, before that is called the reason; and so
+    where the kernel's connection failed, or was reset before zmq looked at it, and something listens a moment later.
     """
     arguments = (host, port_number, hello, topics, deadline, options, wants_shm)
     try:
@@ -52,7 +53,7 @@ def dial(
 
 
 class _BrokenOff(EdgeMLError):
-    """The handshake was broken off.
+    """The handshake was broken off, or did not begin.
 
     Attributes:
         reason: why, if what is there now is what was there then.
@@ -126,9 +127,11 @@ class _Handshake:
         waiter = self._port.add_waiter()
         try:
             while True:
-                failure = self._failure(self._port.events())
+                happened = self._port.events()
                 if self._port.readable:
+                    self._port.put_back(happened)  # the answer may be followed by the end, which concerns who goes on with this
                     return self._port.receive()
+                failure = self._failure(happened)
                 if failure is not None:
                     raise failure
                 self._check_deadline()
@@ -162,7 +165,7 @@ class _Handshake:
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._greeted = True
             elif event in (zmq.EVENT_CLOSED, zmq.EVENT_CONNECT_RETRIED) and not self._connected:
-                return ConnectionRefused(f"{self._address}: nothing listens there ({self._refusal()})")
+                return self._refused()
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 return AuthenticationError(f"{self._address}: the server does not allow this client's key (status {value})")
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == _MECHANISM_MISMATCH:
@@ -221,10 +224,12 @@ class _Handshake:
             return None
         return answer
 
-    def _refusal(self) -> str:
-        """Return the kernel's reason, which zmq does not tell."""
+    def _refused(self) -> EdgeMLError:
+        """Say that nothing listens, with the kernel's reason, which zmq does not tell."""
         try:
             with socket.create_connection((self._host, self._port_number), max(self._deadline.remaining() or 0.0, 0.001)):
-                return "it has begun to listen just now"
+                refused = f"{self._address}: what listens there refuses one connection and takes another"
+                return _BrokenOff(ConnectionRefused(refused))
         except OSError as error:
-            return os.strerror(error.errno) if error.errno else str(error)
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            return ConnectionRefused(f"{self._address}: nothing listens there ({reason})")

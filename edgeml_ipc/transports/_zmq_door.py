@@ -70,13 +70,12 @@ class Door:
         descriptor = descriptor_of(frames[1])
         if descriptor is None:
             raise wire.Malformed("a HELLO over an early version of zmq's protocol")
-        self._census.update()
         birth = self._census.birth(descriptor)
         if birth is None:
             return  # it is already gone
         if connections + len(self._arrivals) >= MAX_CONNECTIONS:
             self.rejected += 1
-            self._census.cut(descriptor, birth)
+            self.show_out(routing_id, descriptor)
             return
         self._arrivals.append(Arrival(info, routing_id, descriptor, birth))
 
@@ -101,14 +100,25 @@ class Door:
     def turn_away(self, routing_id: bytes, kind: int, message: wire.Packed | None = None) -> None:
         """Tell a client that it is not let in."""
         self.rejected += 1
+        self._tell(routing_id, kind, message)
+
+    def show_out(self, routing_id: bytes, descriptor: int) -> None:
+        """Break off the connection of somebody who is no client, unless it is over and the descriptor is another's."""
+        birth = self._census.birth(descriptor)
+        if birth is not None and self._tell(routing_id, wire.BYE):
+            self._census.cut(descriptor, birth)
+
+    def is_still_there(self, arrival: Arrival) -> bool:
+        """Return False if the client has not stayed to hear the answer; if True, only sending it shows that it has."""
+        return self._census.birth(arrival.descriptor) == arrival.birth
+
+    def _tell(self, routing_id: bytes, kind: int, message: wire.Packed | None = None) -> bool:
+        """Send to somebody who is no client; return False if nobody is there any more."""
         head = wire.head(kind, count=message.count if message else 0)
         try:
             self._port.transmit([routing_id, head + message.body, *message.frames] if message else [routing_id, head])
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
-
-    def is_still_there(self, arrival: Arrival) -> bool:
-        """Return whether the client has stayed to hear the answer."""
-        self._census.update()
-        return self._census.birth(arrival.descriptor) == arrival.birth
+            return error.errno == zmq.EAGAIN
+        return True

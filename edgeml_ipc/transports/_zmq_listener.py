@@ -120,7 +120,7 @@ class TcpListener(Listener):
                         if self._ready or self._door.waiting:
                             self._for_poller.wake()  # so that who waits for `fileno` comes back for the rest
                         return batch
-                    if not self._door.waiting:
+                    if not self._door.waiting and not self._ready:
                         self._port.wait(self._for_poller, deadline.remaining())
         finally:
             self._poller_left_at = time.monotonic()
@@ -379,7 +379,7 @@ class TcpListener(Listener):
             for peer in bereaved:
                 self._end(peer, "the peer's process ended, or the link to it broke")
                 self._forget(peer)
-            if not bereaved:
+            if not self._census.has_bereaved:  # by what was asked of the census meanwhile
                 return
 
     def _settle(self) -> None:
@@ -407,8 +407,8 @@ class TcpListener(Listener):
             descriptor = descriptor_of(frames[-1])
             if peer is not None and peer.descriptor == descriptor:
                 self._expel(peer, f"it broke the protocol: {error}")
-            elif descriptor is not None and self._census.owner(descriptor) is None:
-                self._census.cut(descriptor, self._census.birth(descriptor))
+            elif descriptor is not None:
+                self._door.show_out(routing_id, descriptor)
 
     def _let_in(self, arrival: Arrival, message: wire.Packed) -> None:
         """Send the welcome and count the client in, if it is still there; if not, nobody has heard of it yet."""
@@ -421,13 +421,14 @@ class TcpListener(Listener):
         if info.wants_shm:
             peer.stays = False
             peer.credits = dict.fromkeys(info.topics, 0)  # until it says that it stays
+        if not self._transmit(peer, wire.WELCOME, message):
+            return  # the descriptor is another's by now
         self._peers[peer.routing_id] = peer
         previous = self._census.bind(peer)
         if previous is not None:
             self._end(previous, "the link to it broke")
             self._forget(previous)
         self._counters["accepted"] += 1
-        self._transmit(peer, wire.WELCOME, message)
         for topic in info.topics:
             self._send_newest(peer, topic)
 

@@ -101,6 +101,7 @@ class Port:
         self.socket.monitor("inproc://monitor", zmq.EVENT_ALL)
         self._monitor.connect("inproc://monitor")
         self._partial: list[zmq.Frame] = []
+        self._put_back: list[tuple[int, int]] = []
         self._waiters: list[Waiter] = []
         self._waiting = 0
         self._nobody_waits = threading.Condition(self.lock)
@@ -149,14 +150,22 @@ class Port:
                 self._partial = []
                 return frames
 
+    def notice_ends(self) -> None:
+        """Have zmq take in which connections are over, which `transmit` does now and then only. Drain the socket after it."""
+        self.socket.getsockopt(zmq.EVENTS)
+
     def events(self) -> list[tuple[int, int]]:
         """Return what happened to the socket's connections since the last call, as (event, value)."""
-        happened: list[tuple[int, int]] = []
+        happened, self._put_back = self._put_back, []
         while int(self._monitor.getsockopt(zmq.EVENTS)) & _READABLE:
             event, _endpoint = self._monitor.recv_multipart(_NO_WAIT)
             number, value = _EVENT.unpack(event)
             happened.append((number, value))
         return happened
+
+    def put_back(self, happened: list[tuple[int, int]]) -> None:
+        """Have the next call of `events` return these first. Nobody is woken by them."""
+        self._put_back = happened
 
     def transmit(self, frames: Sequence[bytes | zmq.Frame]) -> None:
         """Send one message without waiting.

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import pytest
 import zmq
@@ -38,6 +39,7 @@ from edgeml_ipc.transports import _zmq_dial
 from edgeml_ipc.transports import _zmq_frames as wire
 from edgeml_ipc.transports._zmq_flow import TOPIC_WINDOW, WINDOW_MESSAGES
 from edgeml_ipc.transports._zmq_hello import write_hello
+from edgeml_ipc.transports._zmq_port import Port
 from edgeml_ipc.transports.base import MAX_HELLO_BYTES, MAX_PARTS, Connection, Listener, Options
 from edgeml_ipc.transports.zeromq import HelloInfo, TcpConnection, TcpListener, boot_id, connect_tcp, listen_tcp
 
@@ -64,6 +66,16 @@ def _messages(listener: Listener, count: int) -> list[tuple[Connection, list[byt
         assert polled, f"{len(entries)} of {count} entries came"
         entries += [(sender, parts and [bytes(part) for part in parts]) for sender, parts in polled]
     return entries
+
+
+def _message(kind: int, parts: Sequence[bytes], session: int = 0) -> list[bytes]:
+    """Return the frames of a message as this library would send them."""
+    packed = wire.pack(parts, 1 << 30, "a test")
+    return [wire.head(kind, session, count=packed.count) + packed.body, *(bytes(frame) for frame in packed.frames)]
+
+
+_HELLO: Final = _message(wire.HELLO, write_hello(b"", [], False))
+_Reading = Callable[[Port], list[tuple[int, int]]]
 
 
 class TestWhoAnswers:
@@ -100,6 +112,7 @@ class TestWhoAnswers:
 
             def end() -> None:
                 accepted, _ = ending.accept()
+                accepted.recv(1)  # so that zmq knows that it was connected
                 ending.close()
                 accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # no time to wait for
                 accepted.close()
@@ -109,6 +122,22 @@ class TestWhoAnswers:
             with _connect(address, Options(keys=client_keys)) as connection:
                 assert connection.transport == "tcp"
             thread.join()
+        begun[0].close()
+
+    def test_a_server_that_begins_just_after_it_was_missed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A connection that is reset before zmq has looked at it is told as one that nobody took, so both are asked why."""
+        begun: list[TcpListener] = []
+        refused = _zmq_dial._Handshake._refused
+
+        def begin_and_ask(self: _zmq_dial._Handshake) -> Exception:
+            begun.append(listen_tcp(address, welcome=_welcome, options=Options()))
+            return refused(self)
+
+        monkeypatch.setattr(_zmq_dial._Handshake, "_refused", begin_and_ask)
+        with socket.create_server(("127.0.0.1", 0)) as reserved:
+            address = f"tcp://127.0.0.1:{reserved.getsockname()[1]}"
+        with _connect(address) as connection:
+            assert connection.transport == "tcp"
         begun[0].close()
 
     def test_something_silent_listens(self) -> None:
@@ -586,6 +615,96 @@ class TestTheListenersEnd:
                 connection.recv(PATIENCE_S)
 
 
+class TestWhatIsReadLate:
+    """zmq tells of connections, and what came through them, by two ways that are read one after the other."""
+
+    def test_a_stranger_that_comes_between_the_two(self, tcp_place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        with _listen(tcp_place) as listener, contextlib.ExitStack() as later:
+            strangers: list[_Stranger] = []
+
+            def read_before_it(port: Port, read: _Reading) -> list[tuple[int, int]]:
+                happened = read(port)
+                strangers.append(later.enter_context(_Stranger(listener)))
+                strangers[0].send([b"garbage"])
+                assert port.socket.poll(PATIENCE_S * 1000)
+                return happened
+
+            _read(monkeypatch, read_before_it)
+            assert listener.poll(0) == []
+            strangers[0].expect_end()
+
+    def test_an_end_that_is_reported_while_somebody_else_is_looked_at(
+        self, tcp_place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The other is dead too, so that its HELLO has no consequence after which ends would be looked for."""
+        with _listen(tcp_place) as listener, _connect(listener.address) as connection:
+            connection.send([b"x"], PATIENCE_S)
+            ((peer, _),) = _messages(listener, 1)
+
+            def read_before_it(port: Port, read: _Reading) -> list[tuple[int, int]]:
+                happened = read(port)
+                with _Stranger(listener) as stranger:
+                    stranger.send(_HELLO)
+                    assert port.socket.poll(PATIENCE_S * 1000)
+                connection.close()
+                return happened
+
+            _read(monkeypatch, read_before_it, _until_ends(2))
+            assert listener.poll(0) == [(peer, None)]
+
+    @pytest.mark.parametrize("last_words", [_HELLO, [b"garbage"]])
+    def test_what_the_dead_said_does_not_harm_who_has_their_descriptor(self, tcp_place: Place, last_words: list[bytes]) -> None:
+        with _listen(tcp_place) as listener, contextlib.ExitStack() as later:
+            with listener._port.lock:  # nobody reads meanwhile
+                for _ in range(20):
+                    with _Stranger(listener) as stranger:
+                        stranger.send(last_words)
+                living = later.enter_context(_Stranger(listener))
+                living.send(_HELLO)
+                while listener._census._born <= 20 or len(listener._census._births) != 1:
+                    assert listener._port._monitor.poll(PATIENCE_S * 1000)
+                    listener._census.update()
+            session = wire.read_head(living.receive()[0]).session
+            living.send(_message(wire.DATA, [b"x"], session))
+            assert [parts for _, parts in _messages(listener, 1)] == [[b"x"]]
+            assert listener.stats()["accepted"] == listener.stats()["connections"] == 1
+
+    def test_an_end_that_is_read_with_the_welcome(self, tcp_place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        with _listen(tcp_place) as listener:
+
+            def welcome_one_and_end() -> None:
+                while not listener.stats()["accepted"]:
+                    listener.poll(0.01)
+                listener.close()
+
+            _read(monkeypatch, _until_ends(1))
+            with Background(welcome_one_and_end), _connect(listener.address) as connection, pytest.raises(PeerDied):
+                connection.recv(PATIENCE_S)
+
+
+def _read(monkeypatch: pytest.MonkeyPatch, *turns: Callable[[Port, _Reading], list[tuple[int, int]]]) -> None:
+    """Have this thread's next reads of a port's monitor done by `turns`, one after the other."""
+    read, reader, left = Port.events, threading.get_ident(), list(turns)
+
+    def events(port: Port) -> list[tuple[int, int]]:
+        return left.pop(0)(port, read) if left and threading.get_ident() == reader else read(port)
+
+    monkeypatch.setattr(Port, "events", events)
+
+
+def _until_ends(count: int) -> Callable[[Port, _Reading], list[tuple[int, int]]]:
+    """Return a read that waits until it has `count` ends of connections to tell."""
+
+    def read_until(port: Port, read: _Reading) -> list[tuple[int, int]]:
+        happened: list[tuple[int, int]] = []
+        while sum(event == zmq.EVENT_DISCONNECTED for event, _ in happened) < count:
+            assert port._monitor.poll(PATIENCE_S * 1000)
+            happened += read(port)
+        return happened
+
+    return read_until
+
+
 @contextlib.contextmanager
 def _onlooker(connection: Connection) -> Iterator[None]:
     """Have another thread look at a connection all the time, which takes in whatever has come."""
@@ -605,12 +724,6 @@ def _onlooker(connection: Connection) -> Iterator[None]:
 
 def _receive_all(connection: Connection, count: int) -> list[bytes]:
     return [bytes(connection.recv(5.0)[0]) for _ in range(count)]
-
-
-def _message(kind: int, parts: Sequence[bytes], session: int = 0) -> list[bytes]:
-    """Return the frames of a message as this library would send them."""
-    packed = wire.pack(parts, 1 << 30, "a test")
-    return [wire.head(kind, session, count=packed.count) + packed.body, *(bytes(frame) for frame in packed.frames)]
 
 
 class _Stranger:
