@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +35,25 @@ def draw(run: Run, known: Parameters, folder: Path) -> list[str]:
         axes.grid(visible=True, which="major", color="#e5e5e5")
         axes.spines[["top", "right"]].set_visible(False)
         axes.minorticks_off()
-    rates.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(folder / FILE, metadata={"Date": None})
     pyplot.close(figure)
     return [FILE]
 
 
 def _scheme(run: Run, known: Parameters, scheme: str, colour: str, rates: Any, times: Any) -> None:
+    """Draw what was measured, the model of that, and the model of clients that leave all CPUs to the server."""
     results = {number: measured(run, f"scale.clients.{scheme}.{number}") for number in CLIENTS}
     there = {number: result for number, result in results.items() if result}
     cores = sum(free_cores(known.cpus, result) for result in there.values()) / len(there)
-    curve = [calls_per_second(known, scheme, clients, cores) for clients in CURVE]
-    rates.plot(CURVE, curve, color=colour, label=f"{scheme}: model, with {cores:.1f} cores")
-    times.plot(CURVE, [1e6 * clients / rate for clients, rate in zip(CURVE, curve, strict=True)], color=colour)
+    for words, share, dashes in ((f"with {cores:.1f} cores for all", cores, "-"), ("clients elsewhere", math.inf, "--")):
+        curve = [calls_per_second(known, scheme, clients, share) for clients in CURVE]
+        bend = knee(known.alone_s[scheme], most_per_second(known, scheme, share))
+        style = {"color": colour, "linestyle": dashes}
+        rates.plot(CURVE, curve, label=f"{scheme}: model, {words}; knee: {bend:.1f}", **style)
+        times.plot(CURVE, [1e6 * clients / rate for clients, rate in zip(CURVE, curve, strict=True)], **style)
+        for axes in (rates, times):
+            axes.axvline(max(1.0, bend), color=colour, linestyle=":", linewidth=1)
     dots = {"color": colour, "linestyle": "", "marker": "o"}
     rates.plot(list(there), [result.median("per_second") for result in there.values()], label=f"{scheme}: measured", **dots)
     times.plot(list(there), [result.median("p50_us") for result in there.values()], **dots)
-    bend = knee(known.alone_s[scheme], most_per_second(known, scheme, cores))
-    for axes in (rates, times):
-        axes.axvline(max(1.0, bend), color=colour, linestyle=":", linewidth=1)
-    rates.annotate(
-        f"knee: {bend:.1f}", (max(1.0, bend), curve[-1]), color=colour, fontsize=8, xytext=(4, 8), textcoords="offset points"
-    )

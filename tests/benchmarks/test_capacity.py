@@ -17,7 +17,7 @@ from benchmarks.capacity.page import Question, page
 from benchmarks.capacity.parameters import Connection, Parameters, parameters
 from benchmarks.document import Run
 from benchmarks.harness import ANSWERING, Result
-from benchmarks.ours import costs
+from benchmarks.ours import costs, scale
 from edgeml_ipc.transports._zmq_door import MAX_CONNECTIONS
 from tests.benchmarks.test_command_line import benchmarks
 
@@ -48,6 +48,8 @@ def a_run() -> Run:
             results.append(result(f"scale.{scheme}.50MB.to-{number}", **timed, **{ANSWERING: 500.0 + 1000.0 * number}))
     for number, rate in ((1, 1e6), (2, 1.9e6), (4, 1.9e6)):
         results.append(result(f"scale.actors.{number}", p50_us=1.0, p99_us=1.0, per_second=rate, cpu_us=1.0))
+    for number, rate in ((1, 500.0), (2, 850.0)):
+        results.append(result(f"scale.device.tcp.{number}", p50_us=1.0, p99_us=1.0, per_second=rate, cpu_us=1.0))
     machine = {"cpus": 2, "memory": "8000000 kB", "cpu": "none", "load_average_before": 0.0}
     return Run(machine, {"size": "quick", "rounds": 3, "seconds": 0.1, "only": ["scale"]}, results)
 
@@ -181,6 +183,8 @@ def test_a_run_is_foretold() -> None:
     assert found["scale.tcp.50MB.to-16", "p50, ms"].predicted == pytest.approx(17.0)  # (2 + 2 * 16) ms on two cores
     assert not found["scale.tcp.50MB.to-16", "p50, ms"].used
     assert found["scale.actors.4", "rows per second"].predicted == pytest.approx(2e6)
+    device = found["scale.device.tcp.2", "mean to an answer, ms"]  # the second meets a sixth of a client: 2 ms of 12
+    assert (device.predicted, device.measured) == pytest.approx((2 * (1 + 1 / 6), 2e3 / 850))
     assert found["scale.cost.connections.tcp", "µs of the server for a call"].ratio == pytest.approx(0.8)
     assert free_cores(2, result("x", foreign=0.5)) == pytest.approx(1.5)
     assert free_cores(2, result("x", foreign=1.9)) == pytest.approx(1.0)
@@ -267,7 +271,16 @@ def test_help_says_what_it_needs() -> None:
 
 def test_what_a_connection_costs_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    only = ("--only", "scale.cost.connections.tcp", "--only", "scale.cost.upload.tcp.1kB", "--only", "scale.cost.call.shm.64B")
+    only = (
+        "--only",
+        "scale.cost.connections.tcp",
+        "--only",
+        "scale.cost.upload.tcp.1kB",
+        "--only",
+        "scale.cost.call.shm.64B",
+        "--only",
+        "scale.device.tcp.2",
+    )
     done = benchmarks("run", "--quick", "--json", str(path), *only)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {one["case"]: one["rounds"][0] for one in json.loads(path.read_text(encoding="utf-8"))["results"]}
@@ -279,6 +292,7 @@ def test_what_a_connection_costs_is_measured(tmp_path: Path) -> None:
     assert silent[costs.ALLOWED] >= costs.NEEDED_DESCRIPTORS
     for name in ("scale.cost.upload.tcp.1kB", "scale.cost.call.shm.64B"):
         assert 0 < found[name][ANSWERING] < found[name]["cpu_us"]
+    assert found["scale.device.tcp.2"]["p50_us"] > 1e6 * scale.DEVICE_SECONDS
     refused = benchmarks("capacity", str(path))
     assert refused.returncode == 2
     assert "the run lacks scale.cost.call.tcp.64B, " in refused.stderr
