@@ -9,7 +9,7 @@ from benchmarks.capacity.parameters import SCHEMES, Parameters, measured, subscr
 from benchmarks.document import Run
 from benchmarks.harness import Result
 from benchmarks.ours.costs import CALL_OF_FEW, CALL_OF_MANY
-from benchmarks.ours.scale import DEVICE_CLIENTS, THINK_SECONDS
+from benchmarks.ours.scale import DEVICE_CLIENTS, DEVICE_SECONDS, MEAN, THINK_SECONDS
 
 CLIENTS, ACTORS = (1, 2, 4, 8, 16, 32, 64), (2, 4, 8)
 FITTED = (1, 4)  # numbers of subscribers whose CPU time is used to predict the others
@@ -69,19 +69,29 @@ def checks(run: Run, known: Parameters) -> list[Check]:
                 found.append(Check(result.case, "calls per second", rate, result.median("per_second"), used))
                 found.append(Check(result.case, "p50, µs", 1e6 * number / rate, result.median("p50_us"), used))
         found += _publishing(run, known, scheme)
-    return found + _on_a_device(run) + _inserting(run, known) + _connected(run)
+    return found + _on_one_device(run, known) + _inserting(run, known) + _connected(run)
 
 
-def _on_a_device(run: Run) -> list[Check]:
-    """Say how long clients wait that think between calls: the closed loop, whose service is the answer to one who is alone."""
+def device_loop_s(known: Parameters) -> tuple[float, float, float]:
+    """Return service, think time, and what a call takes beside its service, where a callback waits for a device."""
+    server_s = known.calls["tcp.64B"].server_s
+    beside_s = max(0.0, known.alone_s["tcp"] - server_s)
+    return DEVICE_SECONDS + server_s, THINK_SECONDS + beside_s, beside_s
+
+
+def device_answer_ms(known: Parameters, clients: int) -> float:
+    """Return how long clients wait on average that think between calls."""
+    service_s, think_s, beside_s = device_loop_s(known)
+    return 1e3 * (closed_loop(clients, service_s, think_s).response_s + beside_s)
+
+
+def _on_one_device(run: Run, known: Parameters) -> list[Check]:
     results = {number: measured(run, f"scale.device.tcp.{number}") for number in DEVICE_CLIENTS}
-    alone, found = results[1], []
-    for number, result in results.items():
-        if alone and result:
-            loop = closed_loop(number, 1 / alone.median("per_second"), THINK_SECONDS)
-            mean_ms = 1e3 * number / result.median("per_second")  # the thinking is not in it
-            found.append(Check(result.case, "mean to an answer, ms", 1e3 * loop.response_s, mean_ms, number == 1))
-    return found
+    return [
+        Check(result.case, "mean to an answer, ms", device_answer_ms(known, number), result.median(MEAN) / 1e3)
+        for number, result in results.items()
+        if result
+    ]
 
 
 def _publishing(run: Run, known: Parameters, scheme: str) -> list[Check]:

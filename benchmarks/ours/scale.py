@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import payloads
 from benchmarks.broadcast import case as broadcast_case
-from benchmarks.harness import Axis, Case, Placement, Round
+from benchmarks.harness import Axis, Case, Placement, Round, Sample
 from benchmarks.ours.publish import NetworkCaster
 from benchmarks.ours.ways import ServiceWay
 from benchmarks.processes import Other, ask_until_stopped, asked_by, launched
@@ -26,6 +26,8 @@ from edgeml_ipc.data import ReplayBuffer
 CLIENTS, SUBSCRIBERS, ACTORS = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16), (1, 2, 4, 8)
 DEVICE_CLIENTS = (1, 2, 4, 8, 16)
 DEVICE_SECONDS, THINK_SECONDS = 0.002, 0.01  # of a callback that waits for a device; of a client, on average
+MIN_DEVICE_SECONDS = 1.0  # the queue must grow before it is looked at
+MEAN = "µs to an answer on average"
 _numbers = count()
 
 
@@ -59,6 +61,19 @@ def clients(
         yield asked_by(askers)
 
 
+@contextmanager
+def on_one_device(placement: Placement, number: int) -> Iterator[Round]:
+    """So many processes that think between calls to a server whose callback waits for a device."""
+    with clients(placement, "tcp", number, on_a_device, think) as asked:
+
+        def run(seconds: float) -> Sample:
+            sample = asked(max(seconds, MIN_DEVICE_SECONDS))
+            sample.figures[MEAN] = float(sample.latencies_ns.mean()) / 1e3
+            return sample
+
+        yield run
+
+
 def _asker(stack: ExitStack, cpu: int | None, *asking: Any) -> Other:
     return stack.enter_context(launched(cpu, {}, ask_until_stopped, *asking))
 
@@ -90,7 +105,7 @@ def _clients(scheme: str, number: int) -> Case:
     return Case(name, "ours", what, lambda p: clients(p, scheme, number), SPIN, group, (), True, True, axis)
 
 
-def _on_a_device(number: int) -> Case:
+def _on_one_device(number: int) -> Case:
     what = (
         f"{number} clients call one server over tcp, whose callback waits {1e3 * DEVICE_SECONDS:g} ms, and pause "
         f"{1e3 * THINK_SECONDS:g} ms on average in between, which is not counted"
@@ -99,7 +114,7 @@ def _on_a_device(number: int) -> Case:
         f"scale.device.tcp.{number}",
         "ours",
         what,
-        lambda p: clients(p, "tcp", number, on_a_device, think),
+        lambda p: on_one_device(p, number),
         group="scale.device",
         reopen=True,
         heavy=True,
@@ -121,6 +136,6 @@ CASES = [
         for scheme in ("shm", "tcp")
         for number in SUBSCRIBERS
     ),
-    *(_on_a_device(number) for number in DEVICE_CLIENTS),
+    *(_on_one_device(number) for number in DEVICE_CLIENTS),
     *(_actors(number) for number in ACTORS),
 ]
