@@ -1,4 +1,4 @@
-"""Measure, report, compare: `python -m benchmarks run|report|compare`; without a word: run."""
+"""Measure, report, compare, foretell: `python -m benchmarks run|report|compare|capacity`; without a word: run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 SECONDS = {"quick": 0.1, "normal": 0.4, "full": 0.4}
 ROUNDS = {"quick": 3, "normal": 5, "full": 5}
-COMMANDS = ("run", "report", "compare")
+COMMANDS = ("run", "report", "compare", "capacity")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -86,6 +86,41 @@ def compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def capacity(arguments: argparse.Namespace) -> int:
+    """Print what the model says of a run, or write it with a picture."""
+    from benchmarks.capacity.page import Question, page
+    from benchmarks.capacity.parameters import parameters
+    from benchmarks.capacity.picture import draw
+    from benchmarks.document import read
+
+    done = read(arguments.file)
+    known = parameters(done)
+    links = tuple(arguments.link_gbit or Question.links_gbit)
+    question = Question(links, arguments.calls_per_second, arguments.callback_ms / 1e3, arguments.clients_per_host)
+    if arguments.out is None:
+        print(page(done, known, question), end="")
+        return 0
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "capacity.md").write_text(page(done, known, question, draw(done, known, arguments.out)), encoding="utf-8")
+    print(f"wrote {arguments.out}/capacity.md")
+    return 0
+
+
+def _positive(word: str) -> float:
+    """Parse a number above 0."""
+    value = float(word)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{word} is no number above 0")
+    return value
+
+
+def _clients(word: str) -> int:
+    """Parse a number of clients, 1 or more."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word} is no number of clients")
+    return int(word)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -106,6 +141,19 @@ def parser() -> argparse.ArgumentParser:
     comparing.set_defaults(call=compare)
     comparing.add_argument("before", type=Path, metavar="A.json")
     comparing.add_argument("after", type=Path, metavar="B.json")
+    needs = "FILE is what this wrote: python -m benchmarks run --only scale --json FILE. All parameters are read from it."
+    foretelling = words.add_parser("capacity", help="what one server carries, on paper", description=needs)
+    foretelling.set_defaults(call=capacity)
+    foretelling.add_argument(
+        "file", type=Path, metavar="FILE", help="needs the cases scale.cost.*, scale.clients.*, scale.tcp.*"
+    )
+    foretelling.add_argument(
+        "--out", type=Path, metavar="DIR", help="write capacity.md and a picture there, instead of printing"
+    )
+    foretelling.add_argument("--link-gbit", type=_positive, action="append", help="of each machine, Gbit/s; default: 1 and 10")
+    foretelling.add_argument("--calls-per-second", type=_positive, default=10.0, help="of each client (default %(default)g)")
+    foretelling.add_argument("--callback-ms", type=_positive, default=2.0, help="that a policy takes (default %(default)g)")
+    foretelling.add_argument("--clients-per-host", type=_clients, default=8, help="that share a relay (default %(default)d)")
     return top
 
 

@@ -86,11 +86,13 @@ def publishing(pipe: Any, caster: Caster, reports: list[Any]) -> None:
             end_warm_up = time.monotonic() + seconds * WARM_UP_SHARE
             while time.monotonic() < end_warm_up:
                 one()
-            pids = [os.getpid(), *pids]
-            before, times, stop = cpu_ns(pids), [one()], time.monotonic() + seconds
+            us = [os.getpid()]
+            before, answering_before = cpu_ns(us + pids), cpu_ns(us)
+            times, stop = [one()], time.monotonic() + seconds
             while time.monotonic() < stop or len(times) < MIN_PUBLISHED:
                 times.append(one())
-            pipe.send(Sample(np.array(times, np.int64), cpu_ns=cpu_ns(pids) - before))
+            used_ns, answering_ns = cpu_ns(us + pids) - before, cpu_ns(us) - answering_before
+            pipe.send(Sample(np.array(times, np.int64), cpu_ns=used_ns, answering_ns=answering_ns))
 
 
 def _join(put: Callable[[], int], reports: list[Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks import floors, gym_vectors, replay
 from benchmarks.harness import Case, Mark
-from benchmarks.ours import codec, idle, publish, ring, scale, uploads
+from benchmarks.ours import codec, costs, idle, publish, ring, scale, uploads
 from benchmarks.ours.ways import ServiceWay, TransportWay, UploadWay
 from benchmarks.peers import casters
 from benchmarks.peers.edgeml_peer import EdgemlWay
@@ -80,6 +80,7 @@ CASES: list[Case] = [
     *publish.CASES,
     *idle.CASES,
     *scale.CASES,
+    *costs.CASES,
     *gym_vectors.CASES,
     *replay.CASES,
 ]

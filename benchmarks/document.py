@@ -51,10 +51,17 @@ def read(path: Path) -> Run:
     Raises:
         ValueError: it is not that, or of another format.
     """
-    document = json.loads(path.read_text(encoding="utf-8"))
+    foreign = f"{path} was not written by `python -m benchmarks run --json` of this version"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{foreign}: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError(f"{path} was not written by `python -m benchmarks run --json` of this version")
-    return Run(document["machine"], document["settings"], [_result(fields) for fields in document["results"]])
+        raise ValueError(foreign)
+    try:
+        return Run(document["machine"], document["settings"], [_result(fields) for fields in document["results"]])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{foreign}: it has other fields: {error}") from error
 
 
 def _result(fields: dict[str, Any]) -> Result:

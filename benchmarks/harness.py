@@ -16,6 +16,7 @@ from edgeml_ipc.errors import TransportUnavailable
 
 WARM_UP_SHARE = 0.2
 MIN_OPERATIONS = 3
+ANSWERING = "µs of the CPU are the server's"  # a figure: of one thing, as `cpu_us`
 PEER_FAILURES = (TransportUnavailable, RuntimeError, OSError)  # a TimeoutError is an OSError
 
 
@@ -64,6 +65,7 @@ class Sample:
         figures: by name and unit: what others did meanwhile, or sizes.
         cpu_ns: what all processes of the case used for all repetitions together; None: not measured.
         per_second: things per second, where that does not follow from the latencies; cpu_ns is then that of one thing.
+        answering_ns: what of cpu_ns the processes used that answer, or publish; None: nobody was named who does.
     """
 
     latencies_ns: np.ndarray
@@ -71,6 +73,7 @@ class Sample:
     figures: dict[str, float] = field(default_factory=dict)
     cpu_ns: float | None = None
     per_second: float | None = None
+    answering_ns: float | None = None
 
     def summary(self) -> dict[str, float]:
         """Return p50_us, p99_us, per_second and cpu_us (of one thing) of this round, and the other figures."""
@@ -80,9 +83,10 @@ class Sample:
             seconds = float(self.latencies_ns.sum()) / 1e9
             rate = self.things * len(self.latencies_ns) / seconds if self.per_second is None else self.per_second
             found = {"p50_us": float(p50), "p99_us": float(p99), "per_second": rate}
-        if self.cpu_ns is not None:
-            count = 1 if self.per_second is not None else self.things * len(self.latencies_ns)
-            found["cpu_us"] = self.cpu_ns / 1e3 / count
+        count = 1 if self.per_second is not None else self.things * len(self.latencies_ns)
+        for key, ns in (("cpu_us", self.cpu_ns), (ANSWERING, self.answering_ns)):
+            if ns is not None:
+                found[key] = ns / 1e3 / count
         return {**found, **self.figures}
 
 
@@ -182,9 +186,10 @@ def timed(
         operation()
         warmed += 1
     pids = {os.getpid(), *others, *descendants(os.getpid())}
-    cpu_before = cpu_ns(pids)
+    cpu_before, answering_before = cpu_ns(pids), cpu_ns(others)
     latencies = _latencies(operation, seconds, prepare)
-    return Sample(np.array(latencies, np.int64), things, cpu_ns=cpu_ns(pids) - cpu_before)
+    answering_ns = cpu_ns(others) - answering_before if others else None
+    return Sample(np.array(latencies, np.int64), things, cpu_ns=cpu_ns(pids) - cpu_before, answering_ns=answering_ns)
 
 
 def _latencies(operation: Callable[[], object], seconds: float, prepare: Callable[[], object] | None) -> list[int]:

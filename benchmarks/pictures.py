@@ -66,21 +66,31 @@ def draw(results: Sequence[Result], folder: Path) -> list[str]:
     Raises:
         RuntimeError: matplotlib is not installed.
     """
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-    except ImportError as error:
-        raise RuntimeError("pictures need matplotlib: pip install 'edgeml_ipc[plot]'") from error
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "edgeml_ipc"  # the same file from the same results
+    pyplot = pyplot_for_files()
     written = []
     for picture in PICTURES:
         shown = [r for r in results if r.axis and r.axis.picture == picture.axis and r.has(picture.key)]
         shown = [r for r in shown if r.placement == "unpinned"]
         if shown:
             name = f"{picture.file}.svg"
-            _draw(importlib.import_module("matplotlib.pyplot"), picture, shown, folder / name)
+            _draw(pyplot, picture, shown, folder / name)
             written.append(name)
     return written
+
+
+def pyplot_for_files() -> Any:
+    """Import matplotlib, and return its pyplot, which draws the same file from the same results.
+
+    Raises:
+        RuntimeError: it is not installed.
+    """
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    except ImportError as error:
+        raise RuntimeError("pictures need matplotlib: pip install 'edgeml_ipc[plot]'") from error
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "edgeml_ipc"
+    return importlib.import_module("matplotlib.pyplot")
 
 
 def _draw(pyplot: Any, picture: Picture, results: Sequence[Result], path: Path) -> None:

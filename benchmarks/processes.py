@@ -159,6 +159,8 @@ def asked_by(askers: Sequence[Other], things: int = 1) -> Round:
         latencies = np.concatenate([sample.latencies_ns for sample in samples])
         rate = sum(things * len(s.latencies_ns) / (float(s.latencies_ns.sum()) / 1e9) for s in samples)
         cpu_ns = sum(sample.cpu_ns or 0 for sample in samples) / len(latencies) / things
-        return Sample(latencies, things, cpu_ns=cpu_ns, per_second=rate)
+        named = [sample.answering_ns for sample in samples if sample.answering_ns is not None]
+        answering_ns = sum(named) / len(latencies) / things if named else None
+        return Sample(latencies, things, cpu_ns=cpu_ns, per_second=rate, answering_ns=answering_ns)
 
     return run

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from hashlib import sha256
 from typing import Final
 
 import msgspec
@@ -33,6 +32,8 @@ _pack = msgspec.msgpack.Encoder(order="deterministic").encode
 
 def relay_address(dialer: Dialer) -> str:
     """Return where the relay of that server is: clients share one if server, service, config and keys are the same."""
+    from hashlib import sha256  # here, since it brings OpenSSL with it, and most clients have no relay
+
     keys = dialer.options.keys
     terms = [dialer.address, dialer.service, dialer.config, repr(keys.server_public) if keys is not None else ""]
     return f"shm://relay-{sha256(_pack(terms)).hexdigest()[:32]}"

@@ -1,19 +1,20 @@
-"""Saving and loading as the methods that a buffer has."""
+"""Saving and loading as the methods that a buffer has. What they are made of is imported when one is first called."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from threading import Lock
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from edgeml_ipc.data import loading, saved_rows, saving
 from edgeml_ipc.data.batches import Batches
 from edgeml_ipc.data.data_store import DataStoreBase
-from edgeml_ipc.data.saving import Progress
 from edgeml_ipc.data.storage import Storage
 from edgeml_ipc.data.windows import Windows, check_min_length
 from edgeml_ipc.errors import SegmentError
+
+if TYPE_CHECKING:
+    from edgeml_ipc.data.saving import Progress
 
 _ROWS: Final = "rows"
 _CONFIG: Final = "config:"  # of a generator of a sample config
@@ -48,6 +49,8 @@ class Saveable(DataStoreBase):
         Raises:
             SegmentError: as for `load`, or as for a new buffer.
         """
+        from edgeml_ipc.data import saved_rows
+
         schema, saved = saved_rows.described(os.fspath(path))
         if schema.face not in {kind.__name__ for kind in cls.__mro__}:
             raise SegmentError(f"{os.fspath(path)!r} cannot be loaded: it is a {schema.face}, not a {cls.__name__}")
@@ -90,6 +93,8 @@ class Saveable(DataStoreBase):
         Raises:
             SegmentError: the disk is full, or the folder cannot be written; then the old file is as it was.
         """
+        from edgeml_ipc.data import saving
+
         states = {_ROWS: self._batches.generator_state()}
         states |= {_CONFIG + name: state for name, state in self._windows.generator_states().items()}
         saving.save(self._storage, states, os.fspath(path), progress)
@@ -110,6 +115,7 @@ class Saveable(DataStoreBase):
             SegmentError: the file is missing, foreign, damaged, of another version or of other fields; or the buffer is not
                 empty, or has writers. The buffer is as it was.
         """
+        from edgeml_ipc.data import loading
 
         def accept(states: Mapping[str, Any]) -> None:
             if _ROWS in states:

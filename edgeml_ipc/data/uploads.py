@@ -6,7 +6,6 @@ themselves: a learner that was killed, and attaches to its buffer again, finds e
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final
@@ -132,4 +131,6 @@ class Uploads:
 
 def _key(client: str, incarnation: bytes) -> bytes:
     """Return the name of a stream in the table of cursors."""
+    import hashlib  # here, since it brings OpenSSL with it
+
     return hashlib.blake2b(incarnation, digest_size=_KEY_BYTES, key=hashlib.sha256(client.encode()).digest()).digest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from typing import Any
 
 from edgeml_ipc.errors import TransportUnavailable
 from edgeml_ipc.transports.base import Connection, Listener, Options, Transport, Welcome
@@ -43,15 +43,21 @@ def transport_for(scheme: str) -> Transport:
         module, _, name = _BUILT_IN[scheme].partition(":")
         factory = getattr(importlib.import_module(module), name)
     else:
-        found = list(entry_points(group=ENTRY_POINT_GROUP, name=scheme))
-        if len(found) != 1:
-            others = sorted({e.name for e in entry_points(group=ENTRY_POINT_GROUP)})
-            raise TransportUnavailable(
-                f"{len(found)} packages register a transport named {scheme!r}; built in are {sorted(_BUILT_IN)}, "
-                f"registered by other packages: {others or 'none'}"
-            )
-        factory = found[0].load()
+        factory = _registered(scheme)
     return _loaded.setdefault(scheme, factory())
+
+
+def _registered(scheme: str) -> Any:
+    from importlib.metadata import entry_points  # here, since it is slow to import and seldom needed
+
+    found = list(entry_points(group=ENTRY_POINT_GROUP, name=scheme))
+    if len(found) != 1:
+        others = sorted({e.name for e in entry_points(group=ENTRY_POINT_GROUP)})
+        raise TransportUnavailable(
+            f"{len(found)} packages register a transport named {scheme!r}; built in are {sorted(_BUILT_IN)}, "
+            f"registered by other packages: {others or 'none'}"
+        )
+    return found[0].load()
 
 
 def connect(

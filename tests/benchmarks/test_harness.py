@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from benchmarks.catalog import CASES, chosen
-from benchmarks.harness import Case, Mark, Placement, Result, Round, Sample, measure, timed
+from benchmarks.harness import ANSWERING, Case, Mark, Placement, Result, Round, Sample, measure, timed
 from benchmarks.load import Foreign, _busy_seconds, cpu_ns, descendants
 from benchmarks.report import doubts, marks, table
 from benchmarks.shapes import AT_FULL_SPEED, END, RESET, Taker, numbered
@@ -174,6 +174,9 @@ def test_the_cpu_time_of_other_processes_counts() -> None:
         sample = timed(lambda: wait_until_used(pid, 0.005), 0.05, others=[pid])
         assert sample.cpu_ns is not None
         assert sample.cpu_ns >= 0.005e9 * len(sample.latencies_ns)
+        assert sample.answering_ns is not None
+        assert sample.cpu_ns >= sample.answering_ns >= 0.005e9 * len(sample.latencies_ns)
+        assert sample.summary()[ANSWERING] >= 5000
 
 
 def test_load_of_others_is_seen() -> None:

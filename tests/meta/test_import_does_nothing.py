@@ -37,6 +37,25 @@ STATEMENTS = [
     "import edgeml_ipc.compat.zmq_wrapper.pair, edgeml_ipc.compat.zmq_wrapper.pipeline, edgeml_ipc.compat.zmq_wrapper.req_rep",
 ]
 
+# What nobody needs who only names the services and the buffers: it is imported by who calls what needs it.
+SELDOM_USED = [
+    *("asyncio", "concurrent.futures.process", "concurrent.futures.thread", "dill", "email", "hashlib", "http"),
+    *("importlib.metadata", "logging.handlers", "lz4", "multiprocess", "multiprocessing", "selectors", "simplejpeg", "socket"),
+    *("sqlite3", "ssl", "subprocess", "tempfile", "urllib.request", "xml", "zipfile", "zstandard"),
+    *("edgeml_ipc.cli", "edgeml_ipc.compat", "edgeml_ipc.connect_buffer", "edgeml_ipc.data.loading", "edgeml_ipc.data.saving"),
+    *("edgeml_ipc.datasets", "edgeml_ipc.gym_env", "edgeml_ipc.launch", "edgeml_ipc.remote_buffer", "edgeml_ipc.security"),
+    *("edgeml_ipc.transports.inproc", "edgeml_ipc.transports.shm", "edgeml_ipc.transports.zeromq"),
+]
+NAMED = """
+import json, sys, numpy
+numpys = set(sys.modules)
+from edgeml_ipc import (
+    ActionClient, ActionServer, InferenceClient, InferenceServer, QueuedDataStore, ReplayBuffer, TrainerClient, TrainerServer,
+    TrajectoryBuffer,
+)
+print(json.dumps(sorted(set(sys.modules) - numpys)))
+"""
+
 
 def run_fresh(code: str) -> str:
     """Run `code` in a new interpreter and return what it printed."""
@@ -62,3 +81,10 @@ def test_import_has_no_effects(statement: str) -> None:
         "children": [],
         "python_threads": 1,
     }
+
+
+def test_the_services_and_buffers_import_little() -> None:
+    """A robot starts as fast as its imports; a benchmark tells the time, this tells what must not come back into it."""
+    imported = json.loads(run_fresh(NAMED))
+    assert "edgeml_ipc.data.replay_buffer" in imported
+    assert not set(imported) & {*HEAVY, *SELDOM_USED}
