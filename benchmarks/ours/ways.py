@@ -73,7 +73,7 @@ class TransportWay(Way):
         with transports.connect(address, timeout=TIMEOUT_SECONDS) as connection:
 
             def call(array: np.ndarray) -> Any:
-                connection.send([array], TIMEOUT_SECONDS)
+                connection.lend([array], TIMEOUT_SECONDS)
                 return connection.recv(TIMEOUT_SECONDS)[0]
 
             yield call

@@ -16,7 +16,7 @@ from edgeml_ipc.errors import AuthenticationError, ConnectionRefused, EdgeMLErro
 from edgeml_ipc.transports import _zmq_frames as wire
 from edgeml_ipc.transports._zmq_connection import TcpConnection
 from edgeml_ipc.transports._zmq_hello import write_hello
-from edgeml_ipc.transports._zmq_port import Port
+from edgeml_ipc.transports._zmq_port import Port, descriptor_of, limit_send_buffer
 from edgeml_ipc.transports.base import MAX_HELLO_BYTES, HandshakeRejected, Options
 
 _ZMTP_FIRST_BYTE: Final = b"\xff"
@@ -79,7 +79,9 @@ def _dial(
             with contextlib.suppress(zmq.Again):  # another kind of zmq socket answered before: `wait` says so
                 port.transmit([wire.head(wire.HELLO, count=message.count) + message.body, *message.frames])
             frames = _Handshake(port, host, port_number, options, deadline).wait()
-            return _established(port, address, options, topics, frames)
+            connection = _established(port, address, options, topics, frames)
+            limit_send_buffer(descriptor_of(frames[0]), port_number)
+            return connection
     except BaseException:
         port.close(0)
         raise

@@ -40,6 +40,7 @@ FAILED: Final = 9
 HEAD: Final = struct.Struct("<HBBIQQQH6x")
 PREFIX: Final = struct.Struct("<HBB")  # the same in every version
 INLINE_LIMIT: Final = 8192
+REFERENCED_FROM_BYTES: Final = 1 << 16  # below, a copy costs less than what pyzmq does to learn when zmq lets go
 OWN_FRAME: Final = 0xFFFFFFFF
 ALIGNMENT: Final = 64
 PART_COST_BYTES: Final = 128
@@ -74,6 +75,7 @@ class Packed:
         count: number of parts.
         body: what follows the fixed head in the head frame.
         frames: one for each part that is not inline.
+        lent: tells of each frame that refers to the owner's memory when zmq has let go of it; see `pack`.
         payload_bytes: sum over the parts.
         cost_bytes: what it counts against a window; both sides compute it alike.
     """
@@ -81,6 +83,7 @@ class Packed:
     count: int
     body: bytes
     frames: list[zmq.Frame]
+    lent: list[zmq.MessageTracker]
     payload_bytes: int
     cost_bytes: int
 
@@ -121,11 +124,12 @@ def checked_size(flat: Sequence[bytes | memoryview], max_message_bytes: int, add
     return payload_bytes
 
 
-def pack(parts: Parts, max_message_bytes: int, address: str, *, owned: bool = False) -> Packed:
-    """Copy `parts` into one message.
+def pack(parts: Parts, max_message_bytes: int, address: str, *, owned: bool = False, lent: bool = False) -> Packed:
+    """Copy `parts` into one message; large `bytes`, which cannot change, are referenced.
 
     Args:
-        owned: the parts will never change; large ones are then referenced, not copied.
+        owned: the parts will never change; those that are not inline are then referenced, not copied.
+        lent: the parts will not change while zmq has them; large ones are then referenced, and `Packed.lent` tells.
     Raises:
         MessageTooLarge: over `max_message_bytes` or MAX_PARTS.
     """
@@ -133,18 +137,27 @@ def pack(parts: Parts, max_message_bytes: int, address: str, *, owned: bool = Fa
     payload_bytes = checked_size(flat, max_message_bytes, address)
     sizes: list[int] = []
     frames: list[zmq.Frame] = []
+    trackers: list[zmq.MessageTracker] = []
     table_end = HEAD.size + 4 * len(flat)
     blocks: list[bytes | memoryview] = [b"", _ZEROS[: -table_end % ALIGNMENT]]
     for part in flat:
         size = len(part)
         if size >= INLINE_LIMIT:
             sizes.append(OWN_FRAME)
-            frames.append(zmq.Frame(part, copy=not owned))
+            if owned or size < REFERENCED_FROM_BYTES:
+                frames.append(zmq.Frame(part, copy=not owned))
+            elif type(part) is bytes:
+                frames.append(zmq.Frame(part, copy=False))
+            elif lent:
+                frames.append(frame := zmq.Frame(part, copy=False, track=True))
+                trackers.append(frame.tracker)
+            else:
+                frames.append(zmq.Frame(part, copy=True))
         else:
             sizes.append(size)
             blocks += (part, _ZEROS[: -size % ALIGNMENT])
     blocks[0] = struct.pack(f"<{len(sizes)}I", *sizes)
-    return Packed(len(flat), b"".join(blocks), frames, payload_bytes, cost(payload_bytes, len(flat)))
+    return Packed(len(flat), b"".join(blocks), frames, trackers, payload_bytes, cost(payload_bytes, len(flat)))
 
 
 def head(kind: int, session: int = 0, taken: tuple[int, int] = (0, 0), topic: int = NO_TOPIC, count: int = 0) -> bytes:

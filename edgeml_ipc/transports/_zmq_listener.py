@@ -32,7 +32,7 @@ from edgeml_ipc.transports._zmq_door import Arrival, Door
 from edgeml_ipc.transports._zmq_flow import TOPIC_WINDOW
 from edgeml_ipc.transports._zmq_hello import Offer
 from edgeml_ipc.transports._zmq_peer import TcpPeer
-from edgeml_ipc.transports._zmq_port import Port, descriptor_of
+from edgeml_ipc.transports._zmq_port import Port, descriptor_of, limit_send_buffer
 from edgeml_ipc.transports._zmq_shortener import LongValue, Shortener
 from edgeml_ipc.transports.base import (
     MAX_TOPICS,
@@ -371,7 +371,7 @@ class TcpListener(Listener):
 
     def _pump(self) -> None:
         """Take in all that has arrived, then end the connections that the monitor knew to be over before that."""
-        while True:
+        while self._port.has_news or self._census.has_bereaved:
             self._census.update()
             bereaved = self._census.take_bereaved()
             while self._port.readable:
@@ -421,6 +421,7 @@ class TcpListener(Listener):
         if info.wants_shm:
             peer.stays = False
             peer.credits = dict.fromkeys(info.topics, 0)  # until it says that it stays
+        limit_send_buffer(peer.descriptor, self.port)
         self._peers[peer.routing_id] = peer
         previous = self._census.bind(peer)
         if previous is not None:
