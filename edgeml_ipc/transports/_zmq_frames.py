@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import zmq
 
@@ -55,8 +54,7 @@ class Malformed(Exception):
     """A peer sent bytes that this format does not allow. Never leaves the transport."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """The fixed part of a head frame."""
 
     kind: int
@@ -67,8 +65,7 @@ class Head:
     topic: int
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(NamedTuple):
     """One message, copied and ready for any number of receivers.
 
     Attributes:
@@ -177,12 +174,11 @@ def read_prefix(frame: bytes) -> tuple[int, int]:
 
 def read_head(frame: bytes) -> Head:
     """Read the fixed part of a head frame of this version."""
-    version, kind = read_prefix(frame)
-    if version != VERSION:
-        raise Malformed(f"version {version}, expected {VERSION}")
     if len(frame) < HEAD.size:
         raise Malformed(f"a head frame of {len(frame)} bytes, expected at least {HEAD.size}")
-    _, _, _, count, session, taken_messages, taken_bytes, topic = HEAD.unpack_from(frame)
+    magic, version, kind, count, session, taken_messages, taken_bytes, topic = HEAD.unpack_from(frame)
+    if magic != MAGIC or version != VERSION:
+        raise Malformed(f"magic {magic:#06x} and version {version}, expected {MAGIC:#06x} and {VERSION}")
     if count > MAX_PARTS:
         raise Malformed(f"{count} parts, at most {MAX_PARTS} are allowed")
     return Head(kind, count, session, taken_messages, taken_bytes, topic)

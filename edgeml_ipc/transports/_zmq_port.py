@@ -34,6 +34,7 @@ _MAX_FRAMES: Final = MAX_PARTS + 2  # routing id, head
 _READABLE: Final = int(zmq.POLLIN)
 _NO_WAIT: Final = int(zmq.NOBLOCK)
 _NO_WAIT_AND_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+_DESCRIPTORS: Final = 3  # that a thread waits for at once
 _EVENT: Final = struct.Struct("=Hi")
 # Not -1, although a connection is never resumed: with -1 zmq drops what had arrived and was not yet read when the connection
 # breaks. The socket is closed long before this passes.
@@ -57,7 +58,7 @@ class Waiter:
         return self._epoll.fileno()
 
     def wait(self, timeout: float | None) -> None:
-        self._epoll.poll(timeout)
+        self._epoll.poll(timeout, _DESCRIPTORS)
 
     def wake(self) -> None:
         if not self._signalled:
