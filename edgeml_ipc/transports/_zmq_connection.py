@@ -159,7 +159,7 @@ class TcpConnection(Connection):
             self._pump()
 
     def _transmit(self, kind: int, message: wire.Packed | None = None, topic: int = wire.NO_TOPIC) -> None:
-        head = wire.head(kind, self._session, self._flow.tell(), topic, message.count if message else 0)
+        head = wire.head(kind, self._session, self._flow.tell(), topic, message.part_count if message else 0)
         try:
             self._port.transmit([head + message.body, *message.frames] if message else [head])
         except zmq.Again:
@@ -217,8 +217,8 @@ class TcpConnection(Connection):
             raise wire.Malformed("another session's message")
         self._flow.on_acknowledged(head.taken_messages, head.taken_bytes)
         if head.kind == wire.DATA or head.kind == wire.TOPIC:
-            parts, payload_bytes = wire.unpack(head.count, first, frames[1:], self._options.max_message_bytes)
-            cost_bytes = wire.cost(payload_bytes, head.count)
+            parts, payload_bytes = wire.unpack(head.part_count, first, frames[1:], self._options.max_message_bytes)
+            cost_bytes = wire.cost(payload_bytes, head.part_count)
             if head.kind == wire.DATA:
                 self._flow.on_received(cost_bytes)
                 self._inbox.append((_NOT_A_TOPIC, parts, cost_bytes))

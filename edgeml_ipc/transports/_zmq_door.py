@@ -101,7 +101,7 @@ class Door:
     def turn_away(self, routing_id: bytes, kind: int, message: wire.Packed | None = None) -> None:
         """Tell a client that it is not let in."""
         self.rejected += 1
-        head = wire.head(kind, count=message.count if message else 0)
+        head = wire.head(kind, count=message.part_count if message else 0)
         try:
             self._port.transmit([routing_id, head + message.body, *message.frames] if message else [routing_id, head])
         except zmq.ZMQError as error:

@@ -39,7 +39,8 @@ FAILED: Final = 9
 HEAD: Final = struct.Struct("<HBBIQQQH6x")
 PREFIX: Final = struct.Struct("<HBB")  # the same in every version
 INLINE_LIMIT: Final = 8192
-REFERENCED_FROM_BYTES: Final = 1 << 16  # below, a copy costs less than what pyzmq does to learn when zmq lets go
+# Below, a copy is no slower than what pyzmq does to learn that zmq lets go, on a thread of its own: measured at 0.9 MB.
+REFERENCED_FROM_BYTES: Final = 1 << 20
 OWN_FRAME: Final = 0xFFFFFFFF
 ALIGNMENT: Final = 64
 PART_COST_BYTES: Final = 128
@@ -58,7 +59,7 @@ class Head(NamedTuple):
     """The fixed part of a head frame."""
 
     kind: int
-    count: int
+    part_count: int
     session: int
     taken_messages: int
     taken_bytes: int
@@ -69,7 +70,7 @@ class Packed(NamedTuple):
     """One message, copied and ready for any number of receivers.
 
     Attributes:
-        count: number of parts.
+        part_count: number of parts.
         body: what follows the fixed head in the head frame.
         frames: one for each part that is not inline.
         lent: tells of each frame that refers to the owner's memory when zmq has let go of it; see `pack`.
@@ -77,7 +78,7 @@ class Packed(NamedTuple):
         cost_bytes: what it counts against a window; both sides compute it alike.
     """
 
-    count: int
+    part_count: int
     body: bytes
     frames: list[zmq.Frame]
     lent: list[zmq.MessageTracker]

@@ -292,7 +292,7 @@ class TcpListener(Listener):
         """Send to `peer` and return True, or False if it cannot be reached any more."""
         if peer.ended:
             return False
-        head = wire.head(kind, peer.session, peer.flow.tell(), topic, message.count if message else 0)
+        head = wire.head(kind, peer.session, peer.flow.tell(), topic, message.part_count if message else 0)
         try:
             self._port.transmit([peer.routing_id, head + message.body, *message.frames] if message else [peer.routing_id, head])
         except zmq.Again:
@@ -440,15 +440,15 @@ class TcpListener(Listener):
         peer.stays = True
         if peer.sender is not None and peer.flow.has_room():
             peer.sender.wake()
-        if head.kind == wire.DATA and head.count:
-            parts, payload_bytes = wire.unpack(head.count, first, rest, self._options.max_message_bytes)
-            peer.flow.on_received(wire.cost(payload_bytes, head.count))
+        if head.kind == wire.DATA and head.part_count:
+            parts, payload_bytes = wire.unpack(head.part_count, first, rest, self._options.max_message_bytes)
+            peer.flow.on_received(wire.cost(payload_bytes, head.part_count))
             if peer.ended:
                 return
             peer.inbox.append((parts, payload_bytes))
             self._enqueue(peer)
         elif head.kind != wire.CREDIT:
-            raise wire.Malformed(f"a message of kind {head.kind} with {head.count} parts")
+            raise wire.Malformed(f"a message of kind {head.kind} with {head.part_count} parts")
         elif head.topic != wire.NO_TOPIC:
             if peer.credits.get(head.topic, TOPIC_WINDOW) >= TOPIC_WINDOW:
                 raise wire.Malformed(f"a credit for topic {head.topic} that was not used")

@@ -1,4 +1,4 @@
-"""Calls over tcp send from the caller's own arrays: whatever goes wrong, the server never sees what the caller does to them later."""
+"""Calls over tcp send from the caller's own arrays: the server never sees what the caller does to them later."""
 
 from __future__ import annotations
 

@@ -361,7 +361,7 @@ class TestHostileBytes:
 
     def test_a_cut_off_frame_is_malformed(self) -> None:
         packed = wire.pack([b"abc", bytes(100), b"de"], 1 << 20, "here")
-        whole = wire.head(wire.DATA, count=packed.count) + packed.body
+        whole = wire.head(wire.DATA, count=packed.part_count) + packed.body
         needed = whole.rindex(b"de") + len(b"de")
         assert [bytes(part) for part in wire.unpack(3, whole[:needed], [], 1 << 20)[0]] == [b"abc", bytes(100), b"de"]
         for length in range(wire.HEAD.size, needed):
@@ -386,8 +386,8 @@ class TestHostileBytes:
     @given(st.lists(st.one_of(st.binary(max_size=200), st.integers(8_000, 9_000).map(bytes)), min_size=1, max_size=20))
     def test_pack_and_unpack_agree(self, parts: list[bytes]) -> None:
         packed = wire.pack(parts, 1 << 20, "here")
-        frame = wire.head(wire.DATA, count=packed.count) + packed.body
-        unpacked, payload_bytes = wire.unpack(packed.count, frame, packed.frames, 1 << 20)
+        frame = wire.head(wire.DATA, count=packed.part_count) + packed.body
+        unpacked, payload_bytes = wire.unpack(packed.part_count, frame, packed.frames, 1 << 20)
         assert [bytes(part) for part in unpacked] == parts
         assert packed.cost_bytes == wire.cost(payload_bytes, len(unpacked))
 
@@ -610,7 +610,7 @@ def _receive_all(connection: Connection, count: int) -> list[bytes]:
 def _message(kind: int, parts: Sequence[bytes], session: int = 0) -> list[bytes]:
     """Return the frames of a message as this library would send them."""
     packed = wire.pack(parts, 1 << 30, "a test")
-    return [wire.head(kind, session, count=packed.count) + packed.body, *(bytes(frame) for frame in packed.frames)]
+    return [wire.head(kind, session, count=packed.part_count) + packed.body, *(bytes(frame) for frame in packed.frames)]
 
 
 class _Stranger:
