@@ -49,6 +49,7 @@ MARKS: dict[str, dict[str, tuple[Mark, ...]]] = {
         "stream.single": (Mark("per_second", at_least=200_000), Mark("p99_us", at_most=1000)),
     },
     "transport.tcp": {"6MB": (Mark("p50_us", at_least=1.0, of="peer.zmq-tcp-multipart.6MB"),)},
+    "call.tcp": {"6MB": (Mark("p50_us", at_least=1.0, of="peer.zmq-tcp-multipart.6MB"),)},
     "call.shm": {
         "64B": (Mark("p50_us", at_most=8.0),),
         "921kB": (Mark("per_second", at_least=9000),),

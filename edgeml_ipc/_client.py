@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from edgeml_ipc._background import Background
 from edgeml_ipc._dial import Dialer, Link
-from edgeml_ipc._outgoing import Outgoing
+from edgeml_ipc._outgoing import NETWORK, Outgoing
 from edgeml_ipc._relay import RelayedDialer
 from edgeml_ipc.codec.decoder import decode
 from edgeml_ipc.errors import (
@@ -37,7 +37,6 @@ DEFAULT_TIMEOUT_SECONDS: Final = 0.8
 DEFAULT_WAIT_SECONDS: Final = 60.0
 _FIRST_CONNECT_SECONDS: Final = 3.0  # a handshake may take longer than a call: the server's machine may be starting up
 _MAX_SENDINGS: Final = 3
-_NETWORK: Final = "tcp"
 _pack = ENVELOPE.pack
 
 
@@ -86,7 +85,7 @@ class Client:
             link = self._dialer.dial_until(BLOCKING_LANE, wait_timeout, self._closing)
         else:
             link = self._dialer.dial(BLOCKING_LANE, (), connect_seconds)
-        self._relayed = RelayedDialer(self._dialer) if relay and link.connection.transport == _NETWORK else None
+        self._relayed = RelayedDialer(self._dialer) if relay and link.connection.transport == NETWORK else None
         self._subscriber = self._background
         if self._relayed is not None:
             self._subscriber = Background(self._relayed, self._outgoing, copy=copy, connect_seconds=connect_seconds)
@@ -143,41 +142,50 @@ class Client:
             try:
                 shorter = self._outgoing.over(link.connection.transport, body)
                 parts = [_pack(MAGIC, REQUEST, 0, number, sequence, sequence), *shorter]
-                link.connection.send(parts, left if (left := end - monotonic()) > 0 else 0.0)
+                link.connection.lend(parts, left if (left := end - monotonic()) > 0 else 0.0)
                 if sent_to is not None:
                     self._retries += 1
                 sent_to = link.incarnation
-                return self._receive(link, sequence, end)
+                answer = self._receive(link, sequence, end)
             except PeerDied as error:
-                if error.outcome_unknown:  # the server's own word, and not the end of the connection
-                    raise
                 lost = error
                 self._drop(link)
                 link = None
             except (ConnectionClosed, IncompatiblePeer):
                 self._drop(link)  # the next call connects anew, unless this client was closed
                 raise
+            except BaseException:
+                if not link.connection.reclaim():  # the payload is the caller's again, and may change
+                    self._drop(link)
+                raise
+            else:
+                if isinstance(answer, EdgeMLError):
+                    raise answer
+                return decode(answer, 1, self._copy)
         raise PeerDied(
             f"{self.address}: the connection broke {_MAX_SENDINGS} times while {method!r} was sent; the server may refuse "
             f"its size ({lost})",
             outcome_unknown=sent_to is not None,
         ) from lost
 
-    def _receive(self, link: Link, sequence: int, end: float) -> Any:
+    def _receive(self, link: Link, sequence: int, end: float) -> list[Buffer] | EdgeMLError:
+        """Return the parts of a request's reply, or the error that came in its place."""
         receive = link.connection.recv
         while True:
             parts = receive(left if (left := end - monotonic()) > 0 else 0.0)
             try:
                 kind, _, answered, link.newest_version = open_envelope(parts[0])
             except ProtocolViolation as error:
-                self._drop(link)
                 raise IncompatiblePeer(f"{self.address}: the server sent {error}") from error
             if answered != sequence:  # the late reply to a request that timed out
                 self._late_replies += 1
             elif kind == REPLY:
-                return decode(parts, 1, self._copy)
+                return parts
             elif kind == ERROR:
-                raise failure_error(parts[1] if len(parts) > 1 else b"", self.address)
+                failure = failure_error(parts[1] if len(parts) > 1 else b"", self.address)
+                if isinstance(failure, IncompatiblePeer):
+                    raise failure
+                return failure
 
     def _connect_again(self, seconds: float, sent_to: bytes | None, lost: PeerDied | None) -> Link:
         """Connect after a connection broke, or fail the request that may have been on it."""
@@ -209,6 +217,7 @@ class Client:
         return link
 
     def _drop(self, link: Link) -> None:
+        link.connection.reclaim()
         link.connection.close()
         self._link = None
 

@@ -9,7 +9,7 @@ from edgeml_ipc.codec.encoder import encode
 from edgeml_ipc.codec.policies import Policies
 from edgeml_ipc.transports.base import Buffer, Parts, Shorten
 
-_NETWORK: Final = "tcp"
+NETWORK: Final = "tcp"
 
 
 class Outgoing:
@@ -28,7 +28,7 @@ class Outgoing:
 
     def over(self, transport: str, body: list[Buffer]) -> list[Buffer]:
         """Return what to send over `transport` of what `encode` made."""
-        return body if self._policies is None or transport != _NETWORK else self._policies.shorten(body)
+        return body if self._policies is None or transport != NETWORK else self._policies.shorten(body)
 
     @property
     def shorten(self) -> Shorten | None:

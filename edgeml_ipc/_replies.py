@@ -100,14 +100,14 @@ class Lane:
             return Verdict.ANSWER
         return Verdict.WAIT if sequence in self.executing else Verdict.FORGOTTEN
 
-    def remember(self, sequence: int, parts: list[Buffer]) -> None:
-        """Keep a reply (see `hold`), in place of an earlier one of the same sequence."""
+    def remember(self, sequence: int, held: tuple[list[Buffer], int]) -> None:
+        """Keep a reply, as `hold` returned it, in place of an earlier one of the same sequence."""
         self.executing.discard(sequence)
         if self.forgets:
             return
         if sequence in self.replies:
             self._forget(sequence)
-        self.replies[sequence] = held = hold(parts)
+        self.replies[sequence] = held
         self.remembered_bytes += held[1]
         while len(self.replies) > MAX_REPLIES_PER_LANE or self.remembered_bytes > MAX_BYTES_PER_LANE:
             self._forget(next(iter(self.replies)))

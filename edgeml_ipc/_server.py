@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from edgeml_ipc import transports
 from edgeml_ipc._guests import Caller, Guest, Handler, Offer, TokenBucket, offer_for
-from edgeml_ipc._outgoing import Outgoing
-from edgeml_ipc._replies import EXECUTE, MAX_REPLIES_PER_LANE, Lane, ReplyMemory, Verdict
+from edgeml_ipc._outgoing import NETWORK, Outgoing
+from edgeml_ipc._replies import EXECUTE, MAX_REPLIES_PER_LANE, Lane, ReplyMemory, Verdict, hold
 from edgeml_ipc._session import Session
 from edgeml_ipc._ticket import LATER, Ticket
 from edgeml_ipc.codec.decoder import decode
@@ -308,6 +308,10 @@ class Server:
             self._fail(lane, sequence, error, within_callback=True)
             return
         parts = [ENVELOPE.pack(MAGIC, REPLY, 0, 0, sequence, self._version), *body]
+        held = None
+        if lane.transport == NETWORK:  # which need not copy what is held, so that one copy does for both
+            held = hold(parts)
+            parts = held[0]
         self._replies += 1
         if lane.session is not None:
             try:
@@ -315,14 +319,14 @@ class Server:
             except MessageTooLarge as error:
                 self._fail(lane, sequence, error, within_callback=False)
                 return
-        lane.remember(sequence, parts)
+        lane.remember(sequence, held or hold(parts))
 
     def _fail(self, lane: Lane, sequence: int, error: BaseException, *, within_callback: bool) -> None:
         self._errors += 1
         if within_callback:
             logger.warning("%s: a callback raised %s: %s", self.address, type(error).__name__, error_text(error))
         parts = self._error_parts(sequence, error, within_callback=within_callback)
-        lane.remember(sequence, parts)
+        lane.remember(sequence, hold(parts))
         if lane.session is not None:
             try:
                 self._send(lane.session, parts)

@@ -63,7 +63,7 @@ class Session:
             except EdgeMLError as error:
                 self.give_up(error)
                 return True
-        copied = [memoryview(part).tobytes() for part in parts]
+        copied = [part if type(part) is bytes else memoryview(part).tobytes() for part in parts]
         self._outbox_bytes += sum(map(len, copied))
         self._outbox.append(copied)
         if len(self._outbox) > MAX_WAITING_REPLIES or self._outbox_bytes > MAX_WAITING_BYTES:

@@ -34,6 +34,8 @@ def address_for(scheme: str) -> str:
 class TransportWay(Way):
     """A transport alone: buffers, of which nothing is made where they come back as they are; trees pass through the codec.
 
+    What is answered is lent, as a call does it, and as zmq's sockets are used beside it.
+
     Args:
         scheme: "shm" or "tcp".
     """
@@ -73,7 +75,7 @@ class TransportWay(Way):
         with transports.connect(address, timeout=TIMEOUT_SECONDS) as connection:
 
             def call(array: np.ndarray) -> Any:
-                connection.send([array], TIMEOUT_SECONDS)
+                connection.lend([array], TIMEOUT_SECONDS)
                 return connection.recv(TIMEOUT_SECONDS)[0]
 
             yield call

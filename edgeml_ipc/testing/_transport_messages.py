@@ -125,6 +125,41 @@ class MessageTests(TransportTests):
                 body[:] = bytes(size)
                 assert flat(receive()) == [pattern(size)] * 2
 
+    @pytest.mark.parametrize("size", [1, 10_000, 1 << 20, 5 << 20])
+    def test_lent_parts_may_change_after_the_answer(self, listener: Listener, connection: Connection, size: int) -> None:
+        peer = meet(listener, connection)
+        body = bytearray(size)
+        for number in range(5):
+            body[:] = pattern(size, number)
+            connection.lend([body, b"%d" % number, body], PATIENCE_S)
+            received = next_message(listener)[1]
+            peer.send([b"answer"], PATIENCE_S)
+            connection.recv(PATIENCE_S)
+            body[:] = bytes(size)
+            assert flat(received) == [pattern(size, number), b"%d" % number, pattern(size, number)]
+
+    def test_what_is_reclaimed_arrives_as_it_was_or_not_at_all(self, place: Place) -> None:
+        expected = pattern(40 << 20)
+        body = bytearray(expected)
+        for _ in range(5):
+            with listen(place) as listener, connect(place, listener) as connection:
+                peer = meet(listener, connection)
+                connection.lend([b"lent", body], PATIENCE_S)
+                intact = connection.reclaim()
+                assert connection.reclaim()
+                body[:] = bytes(len(body))
+                ((sender, parts),) = gather(listener, 1)
+                assert sender is peer
+                if parts is None:
+                    assert not intact
+                else:
+                    assert bytes(parts[1]) == expected
+                if intact:
+                    meet(listener, connection)
+                else:
+                    assert connection.closed
+            body[:] = expected
+
     def test_a_full_connection_loses_nothing(self, place: Place) -> None:
         for message_bytes in (1_000, 1 << 20):
             options = replace(place.listening, slot_budget_bytes=1 << 23), replace(place.connecting, slot_budget_bytes=1 << 23)

@@ -43,7 +43,12 @@ class Background:
     def __exit__(self, *exc: object) -> None:
         self._thread.join(PATIENCE_S)
         if exc[0] is None:
-            assert not self._thread.is_alive(), f"{self._function} has not returned within {PATIENCE_S} s"
+            self.join()
+
+    def join(self) -> None:
+        """Wait until the function has returned."""
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), f"{self._function} has not returned within {PATIENCE_S} s"
 
     def get(self) -> Any:
         """Return the function's result, or raise its error."""

@@ -44,6 +44,7 @@ class TcpConnection(Connection):
         self._for_sender = port.add_waiter()
         self._receiver_waits = False
         self._sender_waits = False
+        self._lent: list[zmq.MessageTracker] = []  # of what zmq may still read; for the thread that sends
         self._messages_received = 0
         self._bytes_received = 0
         self._messages_sent = 0
@@ -57,13 +58,28 @@ class TcpConnection(Connection):
             return self._port.closed or bool(self._ended)
 
     def send(self, parts: Parts, timeout: float) -> None:
-        message = wire.pack(parts, self._options.max_message_bytes, self.address)
+        self._send(wire.pack(parts, self._options.max_message_bytes, self.address), timeout)
+
+    def lend(self, parts: Parts, timeout: float) -> None:
+        self._send(wire.pack(parts, self._options.max_message_bytes, self.address, lent=True), timeout)
+
+    def reclaim(self) -> bool:
+        under_way = not all(each.done for each in self._lent)
+        if under_way:
+            self._port.close(0)
+            self._port.wait_until_gone()
+        self._lent.clear()
+        return not under_way
+
+    def _send(self, message: wire.Packed, timeout: float) -> None:
         with self._port.lock:
             self._raise_if_closed()
             self._pump()
             if not self._flow.has_room():
                 self._wait_for_room(timeout)
             self._raise_if_ended(True)
+            if message.lent:
+                self._lent = [each for each in self._lent if not each.done] + message.lent
             self._flow.on_sent(message.cost_bytes)
             self._transmit(wire.DATA, message)
             self._raise_if_ended(True)
@@ -143,7 +159,7 @@ class TcpConnection(Connection):
             self._pump()
 
     def _transmit(self, kind: int, message: wire.Packed | None = None, topic: int = wire.NO_TOPIC) -> None:
-        head = wire.head(kind, self._session, self._flow.tell(), topic, message.count if message else 0)
+        head = wire.head(kind, self._session, self._flow.tell(), topic, message.part_count if message else 0)
         try:
             self._port.transmit([head + message.body, *message.frames] if message else [head])
         except zmq.Again:
@@ -167,7 +183,7 @@ class TcpConnection(Connection):
 
     def _pump(self) -> None:
         """Take in all that has arrived, then what the monitor knew before that."""
-        while not self._ended:
+        while not self._ended and self._port.has_news:
             happened = self._port.events()
             self._settle()
             if any(event == zmq.EVENT_DISCONNECTED for event, _ in happened) and not self._ended:
@@ -201,8 +217,8 @@ class TcpConnection(Connection):
             raise wire.Malformed("another session's message")
         self._flow.on_acknowledged(head.taken_messages, head.taken_bytes)
         if head.kind == wire.DATA or head.kind == wire.TOPIC:
-            parts, payload_bytes = wire.unpack(head.count, first, frames[1:], self._options.max_message_bytes)
-            cost_bytes = wire.cost(payload_bytes, head.count)
+            parts, payload_bytes = wire.unpack(head.part_count, first, frames[1:], self._options.max_message_bytes)
+            cost_bytes = wire.cost(payload_bytes, head.part_count)
             if head.kind == wire.DATA:
                 self._flow.on_received(cost_bytes)
                 self._inbox.append((_NOT_A_TOPIC, parts, cost_bytes))

@@ -16,7 +16,7 @@ from edgeml_ipc.errors import AuthenticationError, ConnectionRefused, EdgeMLErro
 from edgeml_ipc.transports import _zmq_frames as wire
 from edgeml_ipc.transports._zmq_connection import TcpConnection
 from edgeml_ipc.transports._zmq_hello import write_hello
-from edgeml_ipc.transports._zmq_port import Port
+from edgeml_ipc.transports._zmq_port import Port, descriptor_of, limit_send_buffer
 from edgeml_ipc.transports.base import MAX_HELLO_BYTES, HandshakeRejected, Options
 
 _ZMTP_FIRST_BYTE: Final = b"\xff"
@@ -78,9 +78,11 @@ def _dial(
             port.socket.connect(address)
             message = wire.pack(write_hello(hello, topics, wants_shm), 2 * MAX_HELLO_BYTES, address)
             with contextlib.suppress(zmq.Again):  # another kind of zmq socket answered before: `wait` says so
-                port.transmit([wire.head(wire.HELLO, count=message.count) + message.body, *message.frames])
+                port.transmit([wire.head(wire.HELLO, count=message.part_count) + message.body, *message.frames])
             frames = _Handshake(port, host, port_number, options, deadline).wait()
-            return _established(port, address, options, topics, frames)
+            connection = _established(port, address, options, topics, frames)
+            limit_send_buffer(descriptor_of(frames[0]), port_number)
+            return connection
     except BaseException:
         port.close(0)
         raise
@@ -94,7 +96,7 @@ def _established(port: Port, address: str, options: Options, topics: Sequence[in
         if kind == wire.INCOMPATIBLE or version != wire.VERSION:
             raise IncompatiblePeer(f"{address} speaks version {version} of the tcp transport, this side speaks {wire.VERSION}")
         head = wire.read_head(first)
-        parts, _ = wire.unpack(head.count, first, frames[1:], wire.MAX_ANSWER_BYTES)
+        parts, _ = wire.unpack(head.part_count, first, frames[1:], wire.MAX_ANSWER_BYTES)
         if kind == wire.REJECT and len(parts) == 1:
             raise HandshakeRejected(bytes(parts[0]))
         if kind == wire.FAILED and len(parts) == 1:

@@ -114,7 +114,7 @@ class Door:
 
     def _tell(self, routing_id: bytes, kind: int, message: wire.Packed | None = None) -> bool:
         """Send to somebody who is no client; return False if nobody is there any more."""
-        head = wire.head(kind, count=message.count if message else 0)
+        head = wire.head(kind, count=message.part_count if message else 0)
         try:
             self._port.transmit([routing_id, head + message.body, *message.frames] if message else [routing_id, head])
         except zmq.ZMQError as error:

@@ -54,7 +54,7 @@ def read_hello(first: bytes, rest: Sequence[zmq.Frame]) -> HelloInfo:
         Malformed: it is not one.
     """
     head = wire.read_head(first)
-    parts, _ = wire.unpack(head.count, first, rest, 2 * MAX_HELLO_BYTES)
+    parts, _ = wire.unpack(head.part_count, first, rest, 2 * MAX_HELLO_BYTES)
     if len(parts) != _PARTS:
         raise wire.Malformed(f"a HELLO of {len(parts)} parts")
     boot, wishes, topics, hello = map(bytes, parts)

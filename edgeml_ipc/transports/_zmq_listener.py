@@ -32,7 +32,7 @@ from edgeml_ipc.transports._zmq_door import Arrival, Door
 from edgeml_ipc.transports._zmq_flow import TOPIC_WINDOW
 from edgeml_ipc.transports._zmq_hello import Offer
 from edgeml_ipc.transports._zmq_peer import TcpPeer
-from edgeml_ipc.transports._zmq_port import Port, descriptor_of
+from edgeml_ipc.transports._zmq_port import Port, descriptor_of, limit_send_buffer
 from edgeml_ipc.transports._zmq_shortener import LongValue, Shortener
 from edgeml_ipc.transports.base import (
     MAX_TOPICS,
@@ -292,7 +292,7 @@ class TcpListener(Listener):
         """Send to `peer` and return True, or False if it cannot be reached any more."""
         if peer.ended:
             return False
-        head = wire.head(kind, peer.session, peer.flow.tell(), topic, message.count if message else 0)
+        head = wire.head(kind, peer.session, peer.flow.tell(), topic, message.part_count if message else 0)
         try:
             self._port.transmit([peer.routing_id, head + message.body, *message.frames] if message else [peer.routing_id, head])
         except zmq.Again:
@@ -371,7 +371,7 @@ class TcpListener(Listener):
 
     def _pump(self) -> None:
         """Take in all that has arrived, then end the connections that the monitor knew to be over before that."""
-        while True:
+        while self._port.has_news or self._census.has_bereaved:
             self._census.update()
             bereaved = self._census.take_bereaved()
             while self._port.readable:
@@ -423,6 +423,7 @@ class TcpListener(Listener):
             peer.credits = dict.fromkeys(info.topics, 0)  # until it says that it stays
         if not self._transmit(peer, wire.WELCOME, message):
             return  # the descriptor is another's by now
+        limit_send_buffer(peer.descriptor, self.port)
         self._peers[peer.routing_id] = peer
         previous = self._census.bind(peer)
         if previous is not None:
@@ -440,15 +441,15 @@ class TcpListener(Listener):
         peer.stays = True
         if peer.sender is not None and peer.flow.has_room():
             peer.sender.wake()
-        if head.kind == wire.DATA and head.count:
-            parts, payload_bytes = wire.unpack(head.count, first, rest, self._options.max_message_bytes)
-            peer.flow.on_received(wire.cost(payload_bytes, head.count))
+        if head.kind == wire.DATA and head.part_count:
+            parts, payload_bytes = wire.unpack(head.part_count, first, rest, self._options.max_message_bytes)
+            peer.flow.on_received(wire.cost(payload_bytes, head.part_count))
             if peer.ended:
                 return
             peer.inbox.append((parts, payload_bytes))
             self._enqueue(peer)
         elif head.kind != wire.CREDIT:
-            raise wire.Malformed(f"a message of kind {head.kind} with {head.count} parts")
+            raise wire.Malformed(f"a message of kind {head.kind} with {head.part_count} parts")
         elif head.topic != wire.NO_TOPIC:
             if peer.credits.get(head.topic, TOPIC_WINDOW) >= TOPIC_WINDOW:
                 raise wire.Malformed(f"a credit for topic {head.topic} that was not used")

@@ -99,6 +99,22 @@ class Connection(ABC):
             PeerDied: the other end is gone. ConnectionClosed: this end is.
         """
 
+    def lend(self, parts: Parts, timeout: float) -> None:
+        """As `send`, but the parts must not change until their receiver has answered, or `reclaim` has returned.
+
+        So a transport need not copy them first. What was lent arrives as it was, and whole, or not at all. A transport that
+        copies anyway inherits both methods.
+        """
+        self.send(parts, timeout)
+
+    def reclaim(self) -> bool:
+        """Take back what was lent: when this returns, its owner may change it. By the thread that lends; also after `close`.
+
+        Returns:
+            False if some of it had not left yet, which ended the connection.
+        """
+        return True
+
     @abstractmethod
     def recv(self, timeout: float | None) -> list[Buffer]:
         """Wait for the next message or topic value. For the connecting end only: a listener's end is read by `poll`.

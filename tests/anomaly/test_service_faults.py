@@ -501,7 +501,7 @@ def test_lanes_of_many_lost_clients_execute_no_retry() -> None:
     for name, session in zip(names, sessions, strict=True):
         lane = memory.attach(name, 0, session)
         assert lane.admit(1, 1) is _replies.Verdict.EXECUTE
-        lane.remember(1, [b"reply"])
+        lane.remember(1, _replies.hold([b"reply"]))
     for name, session in zip(names, sessions, strict=True):
         memory.detach(name, 0, session)
     assert memory.attach(names[0], 0, sessions[0]).admit(1, 1) is _replies.Verdict.FORGOTTEN
@@ -515,7 +515,7 @@ def test_replies_that_come_after_their_client_left_count_too(monkeypatch: pytest
     for name, lane in zip((b"a", b"b"), lanes, strict=True):
         lane.admit(1, 1)
         memory.detach(name, 0, session)
-        lane.remember(1, [bytes(900)])
+        lane.remember(1, _replies.hold([bytes(900)]))
     assert memory.attach(b"c", 0, session).admit(1, 1) is _replies.Verdict.EXECUTE
     memory.detach(b"c", 0, session)
     assert [lane.remembered_bytes for lane in lanes] == [0, 900]

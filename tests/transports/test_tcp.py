@@ -71,7 +71,7 @@ def _messages(listener: Listener, count: int) -> list[tuple[Connection, list[byt
 def _message(kind: int, parts: Sequence[bytes], session: int = 0) -> list[bytes]:
     """Return the frames of a message as this library would send them."""
     packed = wire.pack(parts, 1 << 30, "a test")
-    return [wire.head(kind, session, count=packed.count) + packed.body, *(bytes(frame) for frame in packed.frames)]
+    return [wire.head(kind, session, count=packed.part_count) + packed.body, *(bytes(frame) for frame in packed.frames)]
 
 
 _HELLO: Final = _message(wire.HELLO, write_hello(b"", [], False))
@@ -390,7 +390,7 @@ class TestHostileBytes:
 
     def test_a_cut_off_frame_is_malformed(self) -> None:
         packed = wire.pack([b"abc", bytes(100), b"de"], 1 << 20, "here")
-        whole = wire.head(wire.DATA, count=packed.count) + packed.body
+        whole = wire.head(wire.DATA, count=packed.part_count) + packed.body
         needed = whole.rindex(b"de") + len(b"de")
         assert [bytes(part) for part in wire.unpack(3, whole[:needed], [], 1 << 20)[0]] == [b"abc", bytes(100), b"de"]
         for length in range(wire.HEAD.size, needed):
@@ -415,8 +415,8 @@ class TestHostileBytes:
     @given(st.lists(st.one_of(st.binary(max_size=200), st.integers(8_000, 9_000).map(bytes)), min_size=1, max_size=20))
     def test_pack_and_unpack_agree(self, parts: list[bytes]) -> None:
         packed = wire.pack(parts, 1 << 20, "here")
-        frame = wire.head(wire.DATA, count=packed.count) + packed.body
-        unpacked, payload_bytes = wire.unpack(packed.count, frame, packed.frames, 1 << 20)
+        frame = wire.head(wire.DATA, count=packed.part_count) + packed.body
+        unpacked, payload_bytes = wire.unpack(packed.part_count, frame, packed.frames, 1 << 20)
         assert [bytes(part) for part in unpacked] == parts
         assert packed.cost_bytes == wire.cost(payload_bytes, len(unpacked))
 
@@ -626,10 +626,11 @@ class TestWhatIsReadLate:
                 happened = read(port)
                 strangers.append(later.enter_context(_Stranger(listener)))
                 strangers[0].send([b"garbage"])
-                assert port.socket.poll(PATIENCE_S * 1000)
+                _await(port, port.socket)
                 return happened
 
             _read(monkeypatch, read_before_it)
+            listener._port._stirred = True  # so that there may be something to read
             assert listener.poll(0) == []
             strangers[0].expect_end()
 
@@ -645,11 +646,12 @@ class TestWhatIsReadLate:
                 happened = read(port)
                 with _Stranger(listener) as stranger:
                     stranger.send(_HELLO)
-                    assert port.socket.poll(PATIENCE_S * 1000)
+                    _await(port, port.socket)
                 connection.close()
                 return happened
 
             _read(monkeypatch, read_before_it, _until_ends(2))
+            listener._port._stirred = True  # so that there may be something to read
             assert listener.poll(0) == [(peer, None)]
 
     @pytest.mark.parametrize("last_words", [_HELLO, [b"garbage"]])
@@ -662,7 +664,7 @@ class TestWhatIsReadLate:
                 living = later.enter_context(_Stranger(listener))
                 living.send(_HELLO)
                 while listener._census._born <= 20 or len(listener._census._births) != 1:
-                    assert listener._port._monitor.poll(PATIENCE_S * 1000)
+                    _await(listener._port, listener._port._monitor)
                     listener._census.update()
             session = wire.read_head(living.receive()[0]).session
             living.send(_message(wire.DATA, [b"x"], session))
@@ -692,13 +694,19 @@ def _read(monkeypatch: pytest.MonkeyPatch, *turns: Callable[[Port, _Reading], li
     monkeypatch.setattr(Port, "events", events)
 
 
+def _await(port: Port, socket: zmq.Socket[bytes]) -> None:
+    """Wait until there is something to read from `socket`, which is one of the port's; called with the port's lock held."""
+    assert socket.poll(PATIENCE_S * 1000)
+    port._stirred = port._monitor_stirred = True  # it was used
+
+
 def _until_ends(count: int) -> Callable[[Port, _Reading], list[tuple[int, int]]]:
     """Return a read that waits until it has `count` ends of connections to tell."""
 
     def read_until(port: Port, read: _Reading) -> list[tuple[int, int]]:
         happened: list[tuple[int, int]] = []
         while sum(event == zmq.EVENT_DISCONNECTED for event, _ in happened) < count:
-            assert port._monitor.poll(PATIENCE_S * 1000)
+            _await(port, port._monitor)
             happened += read(port)
         return happened
 
