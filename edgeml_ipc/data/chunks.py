@@ -114,7 +114,7 @@ class RowTable(Protocol):
         """Give a stream to a writer: from now on its cursor moves by one with each row that the writer commits.
 
         Raises:
-            BufferFull: another live writer has it, or live writers hold all cursors.
+            BufferFull: another live writer has it, or had it and left it past `next_id`; or live writers hold all cursors.
         """
 
 

@@ -237,7 +237,7 @@ class LocalTable:
         self._check_open()
         with self._lock:
             _, holder = self._cursors.get(key, (0, None))
-            if holder not in (None, place):
+            if holder not in (None, place) or (holder is None and key in self._cursors and self._next_id(key) > next_id):
                 raise BufferFull("another writer has this stream of items")
             self._cursors[key] = (next_id - self._writer(place)["total"], place)
 

@@ -360,7 +360,8 @@ class SharedBuffer(Saveable):
     def read_since(self, from_id: int, limit: int | None = None) -> tuple[int, list[dict[str, Any]], int]:
         """Read copies of what came after `from_id` in one atomic step; see `DataStoreBase.read_since`.
 
-        The ids of rows that a killed writer had begun and not committed count as evicted.
+        Rows whose ids are above that of one that a live writer has begun come when that one is committed. Nobody waits for a
+        writer that died: the ids of rows that it had begun and not committed count as evicted.
         """
         check_read(from_id, limit)
         return self._history.read_since(from_id, limit)

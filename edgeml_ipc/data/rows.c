@@ -241,6 +241,7 @@ static int claim(erb_table *table, uint32_t place) {
     }
     if (found != me->chunk) me->behind = me->chunk;
     me->chunk = found;
+    atomic_store_explicit(&table->slots[place].chunk, found + 1, memory_order_release);
     return ERB_OK;
 }
 
@@ -324,20 +325,23 @@ int erb_commit(erb_table *table, uint32_t place) {
  * consistent by itself would cost each insert a second barrier. */
 void erb_open_sequence(erb_table *table, uint32_t place) {
     int64_t next = atomic_load_explicit(&table->header->next_sequence, memory_order_relaxed);
-    atomic_store_explicit(&table->slots[place].open, next, memory_order_relaxed);
+    atomic_store_explicit(&table->slots[place].open, next, memory_order_release); /* who sees it sees whose it is */
 }
 
 void erb_close_sequence(erb_table *table, uint32_t place, int64_t from) {
     atomic_store_explicit(&table->slots[place].open, from, memory_order_release);
 }
 
-int64_t erb_horizon(const erb_table *table) {
+/* A writer that died between a commit and the close commits no more: its rows, and those of all others that came after, must not
+ * wait until somebody recovers it. If its place was given to another in the meantime, that one had nothing open yet, or `open` is
+ * that one's, and then so is what `erb_is_dead` looks at. */
+int64_t erb_horizon(erb_table *table) {
     int64_t horizon = atomic_load_explicit(&table->header->next_sequence, memory_order_seq_cst);
-    for (uint64_t place = 0; place < table->writer_slots; place++) {
+    for (uint32_t place = 0; place < table->writer_slots; place++) {
         const erb_slot *slot = &table->slots[place];
         if (!atomic_load_explicit(&slot->writer, memory_order_acquire)) continue;
         int64_t open = atomic_load_explicit(&slot->open, memory_order_seq_cst);
-        if (open < horizon) horizon = open;
+        if (open < horizon && !erb_is_dead(table, place)) horizon = open;
     }
     return horizon;
 }
@@ -358,7 +362,14 @@ static bool last_row_of(const erb_table *table, uint64_t chunk, uint64_t stamp, 
     return stamp - 1 + stride(table) >= atomic_load_explicit(&table->chunks[chunk].reserved, memory_order_relaxed);
 }
 
-/* End the open episode of a writer that writes no more, and let its chunks go. They are the caller's alone meanwhile. */
+static void release_leases(erb_table *table, uint32_t place, int64_t but) {
+    for (int64_t chunk = 0; chunk < (int64_t)table->chunk_count; chunk++)
+        if (chunk != but && (atomic_load_explicit(&table->chunks[chunk].lease, memory_order_relaxed) & PLACE_MASK) == place + 1u)
+            release_lease(table, chunk);
+}
+
+/* End the open episode of a writer that writes no more, and let its chunks go. They are the caller's alone meanwhile. That of its
+ * last row goes last: who begins this again after a death must find the same row. */
 void erb_release_chunks(erb_table *table, uint32_t place) {
     int64_t writer = atomic_load_explicit(&table->slots[place].writer, memory_order_relaxed), last = -1, row;
     for (uint64_t chunk = 0; chunk < table->chunk_count; chunk++) {
@@ -373,24 +384,38 @@ void erb_release_chunks(erb_table *table, uint32_t place) {
     int64_t total = erb_total(table, place);
     erb_cursor_settle(table, writer, total);
     erb_grant_settle(table, place, total);
-    for (uint64_t chunk = 0; chunk < table->chunk_count; chunk++)
-        if ((atomic_load_explicit(&table->chunks[chunk].lease, memory_order_relaxed) & PLACE_MASK) == place + 1u)
-            release_lease(table, (int64_t)chunk);
+    release_leases(table, place, last < 0 ? -1 : last / (int64_t)table->chunk_rows);
+    release_leases(table, place, -1);
 }
 
-int64_t erb_total(const erb_table *table, uint32_t place) {
-    int64_t writer = atomic_load_explicit(&table->slots[place].writer, memory_order_acquire), total = 0;
-    for (uint64_t chunk = 0; chunk < table->chunk_count; chunk++) {
-        const erb_chunk *c = &table->chunks[chunk];
-        if ((atomic_load_explicit(&c->lease, memory_order_acquire) & PLACE_MASK) != place + 1u) continue;
-        uint64_t generation, rows;
-        if (split(table, chunk, atomic_load_explicit(&c->committed, memory_order_acquire), &generation, &rows)) continue;
+/* The rows that a writer has committed up to the end of what a chunk holds; -1: it is another's now. */
+static int64_t total_in(const erb_table *table, uint64_t chunk, int64_t writer) {
+    const erb_chunk *c = &table->chunks[chunk];
+    uint64_t generation, rows, again;
+    int64_t before;
+    do { /* until the generation stood still meanwhile */
+        if (split(table, chunk, atomic_load_explicit(&c->committed, memory_order_acquire), &generation, &rows)) return -1;
         const erb_generation *of = &c->of[generation & 1];
-        if (atomic_load_explicit(&of->writer, memory_order_relaxed) != writer) continue; /* claimed, and no generation begun */
-        int64_t here = atomic_load_explicit(&of->writer_rows, memory_order_relaxed) + (int64_t)rows;
-        if (here > total) total = here;
-    }
-    return total;
+        if (atomic_load_explicit(&of->writer, memory_order_relaxed) != writer) return -1;
+        before = atomic_load_explicit(&of->writer_rows, memory_order_relaxed);
+        atomic_thread_fence(memory_order_acquire);
+        again = atomic_load_explicit(&c->committed, memory_order_relaxed);
+    } while (again >> table->stride_bits != generation);
+    return before + (int64_t)rows;
+}
+
+/* The slot names a chunk from when its generation is begun, and before anything is committed there, until the next is begun, whose
+ * first commit comes before this chunk is let go. So at any moment it says all that is committed; if the writer goes on while we look,
+ * it says all that was when we began, or is another's and the slot names the next one. What was claimed and not begun has no say. */
+int64_t erb_total(const erb_table *table, uint32_t place) {
+    const erb_slot *slot = &table->slots[place];
+    int64_t writer = atomic_load_explicit(&slot->writer, memory_order_acquire), chunk, total;
+    do {
+        chunk = atomic_load_explicit(&slot->chunk, memory_order_acquire) - 1;
+        if (chunk < 0 || (uint64_t)chunk >= table->chunk_count) return 0;
+        total = total_in(table, (uint64_t)chunk, writer);
+    } while (total < 0 && atomic_load_explicit(&slot->chunk, memory_order_acquire) - 1 != chunk);
+    return total < 0 ? 0 : total;
 }
 
 /* ---- reading ------------------------------------------------------------------------------------------------------- */

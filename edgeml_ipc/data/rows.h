@@ -25,7 +25,7 @@
 #include <stdint.h>
 
 #define ERB_MAGIC 0x31304c5052454c4dull /* "MLERPL01" */
-#define ERB_VERSION 3
+#define ERB_VERSION 4
 #define ERB_MAX_WRITERS 4096
 #define ERB_MAX_CURSORS 65536
 #define ERB_MAX_FRAMES 65535u /* of a chunk: a row's frame is 16 bits wide */
@@ -89,6 +89,7 @@ typedef struct {
     _Atomic uint64_t pid_space;   /* in which `pid` means something */
     _Atomic int64_t open;         /* no row that the writer is about to commit has a lower sequence number */
     _Atomic int64_t granted;      /* rows, by the rate limiter, since the writer began */
+    _Atomic int64_t chunk;        /* + 1: in which the writer has begun a generation last; 0 = in none */
 } erb_slot;
 
 typedef struct {
@@ -228,7 +229,7 @@ int erb_resolve(const erb_span *spans, size_t count, const int64_t *positions, s
                 int64_t *rows, int64_t *stamps);
 int erb_intact(const erb_table *table, const int64_t *rows, const int64_t *stamps, size_t n, uint8_t *out, size_t *lost);
 int erb_count(const erb_table *table, erb_counts *out);
-int64_t erb_horizon(const erb_table *table); /* rows with lower sequence numbers are committed, or never will be */
+int64_t erb_horizon(erb_table *table); /* rows with lower sequence numbers are committed, or never will be */
 void erb_open_sequence(erb_table *table, uint32_t place); /* before sequence numbers are taken */
 void erb_close_sequence(erb_table *table, uint32_t place, int64_t from); /* afterwards; `from`: those that are yet to be committed */
 void erb_tally(erb_table *table, int64_t sampled, int64_t redrawn);
@@ -316,6 +317,7 @@ uint64_t erb_pid_space(void); /* in which process ids mean something; 0 = not kn
 int erb_register(erb_table *table, uint32_t *place, int64_t *number);
 void erb_forget(erb_table *table, uint32_t place); /* its open episode ends as truncated */
 int erb_recover(erb_table *table, uint32_t *recovered); /* do for the dead what they can no more */
+bool erb_is_dead(erb_table *table, uint32_t place); /* whoever writes there will write no more; false: lives, or is not known to be dead */
 bool erb_recover_place(erb_table *table, uint32_t place); /* the mutex is held; true: it was dead and is recovered */
 bool erb_lock(const erb_table *table, int64_t byte, bool wait); /* of the kernel, on a byte that stands for something */
 void erb_unlock(const erb_table *table, int64_t byte);

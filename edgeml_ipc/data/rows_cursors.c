@@ -72,7 +72,8 @@ static bool locked(const erb_table *table) {
 /* The lock is held. */
 static int bind_to(erb_table *table, const uint64_t key[2], const erb_writer *me, int64_t next_id) {
     erb_cursor *cursor = find(table, key);
-    if (!cursor) {
+    bool is_new = !cursor;
+    if (is_new) {
         cursor = free_place(table);
         if (!cursor) return ERB_NO_SLOT;
         store(&cursor->used, 0); /* nobody finds it while it changes */
@@ -82,6 +83,7 @@ static int bind_to(erb_table *table, const uint64_t key[2], const erb_writer *me
     }
     int64_t writer = load(&cursor->writer);
     if (writer && writer != me->number && place_of(table, writer) >= 0) return ERB_FULL; /* it has the stream yet */
+    if (!is_new && !writer && load(&cursor->next_id) > next_id) return ERB_FULL; /* it had, since the caller looked, and went on */
     store(&cursor->next_id, next_id);
     if (writer != me->number) store(&cursor->writer, 0); /* `next_id` holds until the new writer has its base */
     store(&cursor->base, next_id - me->total);

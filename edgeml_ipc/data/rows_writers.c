@@ -48,24 +48,25 @@ static bool is_locked(const erb_table *table, int64_t byte) {
 static int64_t owner_byte(uint32_t place) { return place; }
 static int64_t recovery_byte(uint32_t place) { return ERB_MAX_WRITERS + (int64_t)place; }
 
-/* When a process started, in ticks since boot; 0: there is none, or it has ended and waits to be reaped. */
-static uint64_t start_ticks(int64_t pid) {
+/* When a process started, in ticks since boot; 0: there is none, or it has ended and waits to be reaped; -1: that cannot be told. */
+static int64_t start_ticks(int64_t pid) {
     char path[64], text[1024];
     snprintf(path, sizeof path, "/proc/%lld/stat", (long long)pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return 0;
+    if (fd < 0) return errno == ENOENT ? 0 : -1; /* a process that has no descriptor left must not take others for dead */
     ssize_t n = read(fd, text, sizeof text - 1);
+    bool is_gone = n < 0 && errno == ESRCH;
     close(fd);
-    if (n <= 0) return 0;
+    if (n <= 0) return is_gone ? 0 : -1;
     text[n] = 0;
     const char *rest = strrchr(text, ')'); /* the name may hold anything */
     char state;
     long threads;
     unsigned long long ticks;
     const char *format = " %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %ld %*s %llu";
-    if (!rest || sscanf(rest + 1, format, &state, &threads, &ticks) != 3) return 0;
+    if (!rest || sscanf(rest + 1, format, &state, &threads, &ticks) != 3) return -1;
     bool ended = state == 'X' || (state == 'Z' && threads <= 1); /* Z with threads: only the main one has ended */
-    return ended ? 0 : ticks;
+    return ended ? 0 : (int64_t)ticks;
 }
 
 uint64_t erb_pid_space(void) {
@@ -73,16 +74,30 @@ uint64_t erb_pid_space(void) {
     return stat("/proc/self/ns/pid", &status) == 0 ? (uint64_t)status.st_ino : 0;
 }
 
+/* Whether the writer's process is gone, by its id; false: it is not, or that cannot be told from here. */
+static bool has_ended(const erb_table *table, const erb_slot *slot) {
+    uint64_t ticks = atomic_load_explicit(&slot->start_ticks, memory_order_relaxed);
+    uint64_t space = atomic_load_explicit(&slot->pid_space, memory_order_relaxed);
+    if (!ticks || !space || space != table->pid_space) return false; /* the lock is all there is to go by */
+    int64_t found = start_ticks(atomic_load_explicit(&slot->pid, memory_order_relaxed));
+    return found >= 0 && (uint64_t)found != ticks;
+}
+
 /* The mutex is held. */
 static bool is_dead(const erb_table *table, uint32_t place) {
     const erb_slot *slot = &table->slots[place];
     if (table->writers[place].number) return false;
     if (atomic_load_explicit(&slot->writer, memory_order_acquire) == 0) return false;
-    if (!is_locked(table, owner_byte(place))) return true;
-    uint64_t ticks = atomic_load_explicit(&slot->start_ticks, memory_order_relaxed);
-    uint64_t space = atomic_load_explicit(&slot->pid_space, memory_order_relaxed);
-    if (!ticks || !space || space != table->pid_space) return false; /* the lock is all there is to go by */
-    return start_ticks(atomic_load_explicit(&slot->pid, memory_order_relaxed)) != ticks;
+    return !is_locked(table, owner_byte(place)) || has_ended(table, slot);
+}
+
+bool erb_is_dead(erb_table *table, uint32_t place) {
+    /* After a fork our locks are our parent's too, and say nothing here; and the mutex may have been held at that moment. */
+    if (table->forks != erb_fork_count()) return has_ended(table, &table->slots[place]);
+    pthread_mutex_lock(&table->mutex);
+    bool dead = is_dead(table, place);
+    pthread_mutex_unlock(&table->mutex);
+    return dead;
 }
 
 bool erb_recover_place(erb_table *table, uint32_t place) {
@@ -108,13 +123,14 @@ int erb_recover(erb_table *table, uint32_t *recovered) {
 /* The mutex is held, and so is the lock of the place. */
 static void settle(erb_table *table, uint32_t place, int64_t *number) {
     erb_slot *slot = &table->slots[place];
-    uint64_t ticks = start_ticks(getpid());
+    int64_t ticks = start_ticks(getpid());
     *number = atomic_fetch_add_explicit(&table->header->next_writer, 1, memory_order_relaxed);
     atomic_store_explicit(&slot->pid, getpid(), memory_order_relaxed);
-    atomic_store_explicit(&slot->start_ticks, ticks, memory_order_relaxed);
+    atomic_store_explicit(&slot->start_ticks, ticks > 0 ? (uint64_t)ticks : 0, memory_order_relaxed);
     atomic_store_explicit(&slot->pid_space, table->pid_space, memory_order_relaxed);
     atomic_store_explicit(&slot->open, INT64_MAX, memory_order_relaxed);
     atomic_store_explicit(&slot->granted, 0, memory_order_relaxed);
+    atomic_store_explicit(&slot->chunk, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->writer, *number, memory_order_release);
     table->writers[place] = (erb_writer){.number = *number, .chunk = -1, .behind = -1, .last_row = -1};
 }

@@ -252,6 +252,22 @@ def test_c_and_python_do_the_same(capacity: int, chunk_rows: int, steps: list[tu
         assert pair[0].flags.tolist() == pair[1].flags.tolist()
 
 
+def test_a_stream_is_not_taken_over_from_where_it_was(make: Make) -> None:
+    rows, key = make(16, 4), bytes(16)
+    one, _ = rows.table.register()
+    rows.table.bind(key, one, 0)
+    seen = rows.table.cursor(key)
+    rows.put(one, 5)
+    rows.table.forget(one)
+    other, _ = rows.table.register()
+    with pytest.raises(BufferFull, match="another writer has this stream"):
+        rows.table.bind(key, other, seen or 0)
+    assert rows.table.cursor(key) == 5
+    rows.table.bind(key, other, 5)
+    rows.put(other, 2)
+    assert rows.table.cursor(key) == 7
+
+
 def test_a_closed_table_says_so(make: Make) -> None:
     rows = make(8, 4)
     place, _ = rows.table.register()

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 BOX = gymnasium.spaces.Box(-1e9, 1e9, (2,), np.float32)
 LIFE = bytes(range(16))
 KILLS = 12
+READS = 100_000
 _names = itertools.count()
 
 
@@ -134,6 +135,34 @@ def upload(name: str, batch: int) -> None:
             at = stream.insert(at, items(at, at + batch))
             sys.stdout.write(f"{at}\n")
             sys.stdout.flush()
+
+
+def upload_on(name: str) -> None:
+    """Upload the same steps under ever new numbers until killed."""
+    with ReplayBuffer.attach(name) as buffer, buffer.uploads.stream("actor", LIFE) as stream:
+        at, work = 0, items(0, 500)
+        while True:
+            at = stream.insert(at, work)
+            if at == len(work):
+                print("began", flush=True)
+
+
+def test_a_cursor_that_is_read_meanwhile_never_goes_back(name: str) -> None:
+    code = f"from tests.data.test_uploads import upload_on; upload_on({name!r})"
+    with make(1000, name=name, chunk_rows=1) as buffer:  # from chunk to chunk with each row
+        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            last = 0
+            try:
+                for number in range(READS):
+                    cursor = buffer.uploads.cursor("actor", LIFE)
+                    assert cursor is not None
+                    assert cursor >= last, f"in read {number}"
+                    last = cursor
+            finally:
+                process.kill()
+        assert last > 500
 
 
 @pytest.mark.parametrize("batch", [1, 7])
