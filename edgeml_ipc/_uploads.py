@@ -31,7 +31,7 @@ from edgeml_ipc.data.data_store import DataStoreBase
 from edgeml_ipc.errors import EdgeMLError, MessageTooLarge, TimeoutError
 
 BATCH_ITEMS: Final = 1024
-BATCH_BYTES: Final = 4 << 20
+BATCH_BYTES: Final = 1 << 20
 _MAX_SYNCS: Final = 4
 _MAX_GAPS: Final = 1024
 _PAUSE_SECONDS: Final = 0.01  # before a store whose rate limiter takes no more is asked again

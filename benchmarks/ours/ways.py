@@ -22,6 +22,7 @@ TIMEOUT_SECONDS = 10.0
 TIMEOUT_MS = 10_000
 LOOK_SECONDS = 0.2  # how often a server, when nothing comes, looks whether it should stop
 QUEUE_CAPACITY = 50_000
+LEARNERS_CAPACITY = 256  # what it takes goes to its callback; lists of 50 that it kept besides would leave the caches
 UPDATE_SECONDS = 0.0005  # an actor that inserts without a pause updates so often
 STORE = "replay"
 
@@ -141,7 +142,7 @@ class UploadWay(Way):
                 taken(item)
 
         with TrainerServer(TrainerConfig(port_number=0), data_callback=on_data, host=address_for(self.scheme)) as server:
-            server.register_data_store(STORE, QueuedDataStore(QUEUE_CAPACITY))
+            server.register_data_store(STORE, QueuedDataStore(LEARNERS_CAPACITY))
             server.start(threaded=True)
             pipe.send(server.address)
             pipe.recv()

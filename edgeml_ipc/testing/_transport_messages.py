@@ -102,7 +102,7 @@ class MessageTests(TransportTests):
             assert not np.frombuffer(part, np.uint8).flags.writeable
 
     def test_parts_outlive_their_connection(self, place: Place) -> None:
-        message = [pattern(size, 1) for size in (0, 10, 5_000, 50_000, 3 << 20)]
+        message = [pattern(size, 1) for size in (0, 10, 5_000, 50_000, 3 << 20, (13 << 20) + 77)]
         with listen(place) as listener, connect(place, listener) as connection:
             peer = meet(listener, connection)
             connection.send(message, PATIENCE_S)

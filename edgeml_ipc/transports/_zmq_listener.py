@@ -49,6 +49,7 @@ _LOG = logging.getLogger(__name__)
 _MESSAGES_PER_TURN: Final = 8
 _MESSAGES_PER_POLL: Final = 64
 _STEWARD_TICK_S: Final = 0.05
+_STEWARD_IDLE_TICK_S: Final = 0.25  # while somebody polls: twenty looks a second would be most of what an idle server costs
 
 
 class TcpListener(Listener):
@@ -203,7 +204,7 @@ class TcpListener(Listener):
     # The steward.
 
     def _look_after(self) -> None:
-        while not self._stop.wait(_STEWARD_TICK_S):
+        while not self._stop.wait(_STEWARD_IDLE_TICK_S if self._polling else _STEWARD_TICK_S):
             if self._polling or time.monotonic() - self._poller_left_at < _STEWARD_TICK_S:
                 continue
             with self._port.lock:

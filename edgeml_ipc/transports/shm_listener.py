@@ -148,6 +148,8 @@ class ShmListener(Listener):
         self, events: list[tuple[_core.Link, list[Buffer] | None]]
     ) -> list[tuple[Connection, list[Buffer] | None]]:
         connections = self._connections
+        if len(events) == 1 and (parts_of_one := events[0][1]) is not None:
+            return [(connections[events[0][0]], parts_of_one)]
         result: list[tuple[Connection, list[Buffer] | None]] = [(connections[link], parts) for link, parts in events]
         for link, parts in events:
             if parts is None:
