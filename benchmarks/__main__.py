@@ -20,9 +20,11 @@ def run(arguments: argparse.Namespace) -> int:
     from benchmarks.harness import Result, measure, placements
     from benchmarks.report import summary
 
-    cases = chosen(CASES, arguments.only, full=arguments.full or arguments.list)
+    cases = chosen(CASES, arguments.only, arguments.without, full=arguments.full or arguments.list)
     if not cases:
-        sys.stderr.write(f"no case has a name that contains one of {arguments.only}; --list shows them\n")
+        sys.stderr.write(
+            f"no case has a name that contains one of {arguments.only or ['all']} and none of {arguments.without}; --list shows them\n"
+        )
         return 2
     if arguments.list:
         print("\n".join(f"{case.name:40} {'full   ' if case.heavy else '       '} {case.what}" for case in cases))
@@ -36,7 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
         measure(cases, rounds=ROUNDS[size], seconds=SECONDS[size], log=_progress(began), where=where, results=results)
     except KeyboardInterrupt:
         interrupted = True
-    settings = {"size": size, "rounds": ROUNDS[size], "seconds": SECONDS[size], "only": arguments.only}
+    settings = {
+        "size": size,
+        "rounds": ROUNDS[size],
+        "seconds": SECONDS[size],
+        "only": arguments.only,
+        "without": arguments.without,
+    }
     done = Run(before, settings, [result for result in results if result.rounds or result.unavailable])
     if sys.stderr.isatty():
         sys.stderr.write("\r\033[K")
@@ -132,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument("--full", action="store_true", help="also sizes from 0 to 256 MiB, more processes, untrimmed malloc")
     running.add_argument("--json", type=Path, metavar="FILE", help="also write everything, round by round, to FILE")
     running.add_argument("--only", action="append", default=[], metavar="NAME", help="only cases whose name contains NAME")
+    running.add_argument("--without", action="append", default=[], metavar="NAME", help="no cases whose name contains NAME")
     running.add_argument("--list", action="store_true", help="only list the cases; `full`: those that need --full, or --only")
     reporting = words.add_parser("report", help="tables, and pictures, of a run")
     reporting.set_defaults(call=report)

@@ -87,13 +87,15 @@ CASES: list[Case] = [
 ]
 
 
-def chosen(cases: Sequence[Case], only: Sequence[str], *, full: bool) -> list[Case]:
+def chosen(cases: Sequence[Case], only: Sequence[str], without: Sequence[str] = (), *, full: bool) -> list[Case]:
     """Return the cases whose names contain one of the words, and the floors that they are compared with.
 
     Args:
         only: words; none means all, but for what is heavy unless `full`.
+        without: words; cases whose names contain one are left out.
     """
     wanted = [case for case in cases if (any(word in case.name for word in only) if only else full or not case.heavy)]
+    wanted = [case for case in wanted if not any(word in case.name for word in without)]
     compared = {mark.of for case in wanted for mark in case.marks}
     needed = {case.name for case in wanted} | {case.floor for case in wanted} | compared
     return [case for case in cases if case.name in needed]

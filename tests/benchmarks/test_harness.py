@@ -209,4 +209,7 @@ def test_the_catalog_fits_together() -> None:
     usual = chosen(CASES, [], full=False)
     assert not any(one.heavy for one in usual)
     assert len(chosen(CASES, [], full=True)) == len(CASES)
+    names = {one.name for one in chosen(CASES, ["64B"], ["peer.", "asleep"], full=False)}
+    assert "call.shm.64B" in names
+    assert not any("peer." in name or "asleep" in name for name in names)
     assert {one.name for one in chosen(CASES, ["transport.tcp.6MB"], full=False)} >= {"peer.zmq-tcp-multipart.6MB"}
