@@ -22,9 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     cases = chosen(CASES, arguments.only, arguments.without, full=arguments.full or arguments.list)
     if not cases:
-        sys.stderr.write(
-            f"no case has a name that contains one of {arguments.only or ['all']} and none of {arguments.without}; --list shows them\n"
-        )
+        words = f"one of {arguments.only}" if arguments.only else "anything"
+        sys.stderr.write(f"no case has a name that contains {words} and none of {arguments.without}; --list shows them\n")
         return 2
     if arguments.list:
         print("\n".join(f"{case.name:40} {'full   ' if case.heavy else '       '} {case.what}" for case in cases))
