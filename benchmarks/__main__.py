@@ -10,7 +10,7 @@ from pathlib import Path
 
 SECONDS = {"quick": 0.1, "normal": 0.4, "full": 0.4}
 ROUNDS = {"quick": 3, "normal": 5, "full": 5}
-COMMANDS = ("run", "report", "compare", "capacity")
+COMMANDS = ("run", "report", "compare", "capacity", "steps")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -113,6 +113,14 @@ def capacity(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def steps(_: argparse.Namespace) -> int:
+    """Print where the time of a call goes."""
+    from benchmarks.steps import page
+
+    print(page())
+    return 0
+
+
 def _positive(word: str) -> float:
     """Parse a number above 0."""
     value = float(word)
@@ -149,6 +157,8 @@ def parser() -> argparse.ArgumentParser:
     comparing.set_defaults(call=compare)
     comparing.add_argument("before", type=Path, metavar="A.json")
     comparing.add_argument("after", type=Path, metavar="B.json")
+    stepping = words.add_parser("steps", help="where the time of a call over shared memory goes, step by step")
+    stepping.set_defaults(call=steps)
     needs = "FILE is what this wrote: python -m benchmarks run --only scale --json FILE. All parameters are read from it."
     foretelling = words.add_parser("capacity", help="what one server carries, on paper", description=needs)
     foretelling.set_defaults(call=capacity)

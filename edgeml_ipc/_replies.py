@@ -90,8 +90,11 @@ class Lane:
     def admit(self, sequence: int, oldest: int) -> Verdict:
         """Judge a request, and forget the replies below `oldest`."""
         if self.replies:
-            for answered in [known for known in self.replies if known < oldest]:
-                self._forget(answered)
+            if oldest > self.highest:  # as it is where calls come one after the other: all have been answered
+                self.forget_all()
+            else:
+                for answered in [known for known in self.replies if known < oldest]:
+                    self._forget(answered)
         if sequence > self.highest:
             self.highest = sequence
             self.executing.add(sequence)
