@@ -301,7 +301,7 @@ def test_a_server_replaced_within_an_update_is_noticed(address: str) -> None:
 
 def test_large_items_go_in_bounded_batches(client: TrainerClient, queue: QueuedDataStore, store: QueuedDataStore) -> None:
     for i in range(10):
-        queue.insert({"image": np.full(1_500_000, i, np.uint8)})
+        queue.insert({"image": np.full(_uploads.BATCH_BYTES * 3 // 8, i, np.uint8)})
     assert client.update().sent == 10
     assert client.stats()["calls"] == 1 + 5  # sync, then two images each time
     assert [int(item["image"][0]) for item in store.get_latest_data(-1)] == list(range(10))

@@ -26,14 +26,14 @@ def test_three_actors_write_until_all_rows_are_there() -> None:
 
 
 def test_a_killed_actor_is_replaced_and_the_rows_go_on() -> None:
-    with Program("multi_actor_replay", "--kill", "--rows", "80000") as program:
+    with Program("multi_actor_replay", "--kill", "--rows", "600000") as program:
         at = program.wait_for(r"^killed actor-1 by SIGKILL at (\d+) rows; actor-3 takes its place$")
         after = program.wait_for(LINE.pattern)
         last = program.finish().splitlines()[-1]
         assert int(at[1]) < int(after[1])
         match = LINE.fullmatch(last)
         assert match is not None, last
-        assert int(match[1]) >= 80000
+        assert int(match[1]) >= 600_000
         assert left(program.process.pid) == []
 
 
