@@ -43,6 +43,9 @@ enum {
 /* As in rows.py. */
 enum { MIN_ROWS = 4, MAX_LEVELS = 8, MAX_FIELDS = 256, MAX_CELLS = 1 << 22 };
 
+/* What a field of a row is: rows.py's letters, and MAP for a dict within it. */
+enum { MAP = 'm', ARRAY = 'a', SCALAR = 's', FLOAT = 'f', INT = 'i', BOOL = 'b', NODE = 'n' };
+
 /* How an operation ended: LEAVE leaves the message to the Python half; FAILED has set an exception, always MemoryError. */
 typedef enum { DONE, LEAVE, FAILED } fast_outcome;
 

@@ -7,7 +7,7 @@
 typedef struct {
     PyObject *key;       /* borrowed from the map, which lives as long */
     int end;             /* the first field that is not below this one */
-    char kind;           /* one of rows.py's letters, or 'm' for a map */
+    char kind;           /* MAP, ARRAY ... */
     fast_description d;  /* of a cell */
     const uint8_t *bytes;
     PyObject *holder;    /* borrowed: what keeps the column's memory */
@@ -24,7 +24,7 @@ typedef struct {
 
 /* Check a column against its kind. */
 static bool read_column(table *t, field *f, PyObject *column) {
-    if (f->kind == 'n')
+    if (f->kind == NODE)
         return column == Py_None;
     if (!PyArray_CheckExact(column))
         return false;
@@ -43,11 +43,11 @@ static bool read_column(table *t, field *f, PyObject *column) {
     f->holder = PyArray_BASE(array);
     int type = f->d.dtype->type_number;
     switch (f->kind) {
-    case 'a': return true;
-    case 's': return nd == 1;
-    case 'f': return nd == 1 && type == NPY_FLOAT64;
-    case 'i': return nd == 1 && type == NPY_INT64;
-    case 'b': return nd == 1 && type == NPY_BOOL;
+    case ARRAY: return true;
+    case SCALAR: return nd == 1;
+    case FLOAT: return nd == 1 && type == NPY_FLOAT64;
+    case INT: return nd == 1 && type == NPY_INT64;
+    case BOOL: return nd == 1 && type == NPY_BOOL;
     default: return false;
     }
 }
@@ -55,7 +55,7 @@ static bool read_column(table *t, field *f, PyObject *column) {
 static bool read_map(table *t, int map, PyObject *tree) {
     Py_ssize_t position = 0;
     PyObject *key, *value;
-    t->fields[map].kind = 'm';
+    t->fields[map].kind = MAP;
     while (PyDict_Next(tree, &position, &key, &value)) {
         if (t->count == MAX_FIELDS || !PyUnicode_CheckExact(key))
             return false;
@@ -71,7 +71,7 @@ static bool read_map(table *t, int map, PyObject *tree) {
                 return false;
             f->kind = *t->kinds++;
             t->kinds_left--;
-            t->node_fields += f->kind == 'n';
+            t->node_fields += f->kind == NODE;
             if (!read_column(t, f, value))
                 return false;
         }
@@ -84,24 +84,24 @@ static bool read_map(table *t, int map, PyObject *tree) {
 static PyObject *cell_of(input *in, const field *f, int64_t row) {
     const uint8_t *at = f->bytes + (size_t)row * f->d.bytes;
     switch (f->kind) {
-    case 'a': return array_on(in, &f->d, at, f->holder);
-    case 'n': {
+    case ARRAY: return array_on(in, &f->d, at, f->holder);
+    case NODE: {
         PyObject *cell = PyList_GetItem(f->nodes, (Py_ssize_t)row);
         Py_INCREF(cell);
         return cell;
     }
-    case 'f': {
+    case FLOAT: {
         double value;
         memcpy(&value, at, sizeof value);
         return made(in, PyFloat_FromDouble(value));
     }
-    case 'i': {
+    case INT: {
         int64_t value;
         memcpy(&value, at, sizeof value);
         return made(in, PyLong_FromLongLong(value));
     }
-    case 'b': return PyBool_FromLong(*at != 0);
-    default: { /* 's' */
+    case BOOL: return PyBool_FromLong(*at != 0);
+    default: { /* SCALAR */
         PyArray_Descr *descr = PyArray_DescrFromType(f->d.dtype->type_number);
         if (descr == NULL)
             return fail(in);
@@ -118,7 +118,7 @@ static PyObject *row_of(input *in, const table *t, int map, int64_t row) {
     PyObject *items = made(in, PyDict_New());
     for (int i = map + 1; items != NULL && i < t->fields[map].end; i = t->fields[i].end) {
         const field *f = &t->fields[i];
-        PyObject *value = f->kind == 'm' ? row_of(in, t, i, row) : cell_of(in, f, row);
+        PyObject *value = f->kind == MAP ? row_of(in, t, i, row) : cell_of(in, f, row);
         if (value == NULL) {
             Py_CLEAR(items);
         } else if (PyDict_SetItem(items, f->key, value) != 0) {
@@ -133,7 +133,7 @@ static PyObject *row_of(input *in, const table *t, int map, int64_t row) {
 /* Read the nodes, field by field, and make the rows. */
 static PyObject *make_rows(input *in, table *t, int depth) {
     for (int i = 1; i < t->count; i++)
-        if (t->fields[i].kind == 'n' && (t->fields[i].nodes = sequence(in, (uint64_t)t->rows, depth, false)) == NULL)
+        if (t->fields[i].kind == NODE && (t->fields[i].nodes = sequence(in, (uint64_t)t->rows, depth, false)) == NULL)
             return NULL;
     PyObject *rows = made(in, PyList_New((Py_ssize_t)t->rows));
     for (int64_t row = 0; rows != NULL && row < t->rows; row++) {
@@ -175,7 +175,7 @@ PyObject *rows_of(input *in, uint64_t items, int depth) {
             in->cells_left -= t.rows * t.count;
             rows = make_rows(in, &t, depth);
             for (int i = 1; i < t.count; i++)
-                Py_XDECREF(t.fields[i].kind == 'n' ? t.fields[i].nodes : NULL);
+                Py_XDECREF(t.fields[i].kind == NODE ? t.fields[i].nodes : NULL);
         }
         free(t.fields);
     }

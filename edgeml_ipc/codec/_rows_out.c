@@ -5,7 +5,7 @@
 #include "_fast_out.h"
 
 typedef struct {
-    char kind;        /* one of rows.py's letters, or MAP */
+    char kind;        /* MAP, ARRAY ... */
     PyObject *key;    /* borrowed from the first row, as the others */
     int parent, end;  /* the map it is in, and the first field that is not below it */
     const fast_dtype *dtype;
@@ -16,8 +16,6 @@ typedef struct {
     size_t at;        /* where a small one begins among the small ones */
     uint8_t *to;
 } field;
-
-enum { MAP = 'm', ARRAY = 'a', SCALAR = 's', FLOAT = 'f', INT = 'i', BOOL = 'b', NODE = 'n' };
 
 typedef struct {
     field *fields; /* depth first; the row's own map is the first */
