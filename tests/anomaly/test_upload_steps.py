@@ -55,19 +55,21 @@ def steps(begin: int, end: int) -> list[dict[str, Any]]:
 # ---- what a child does before, and what it does step by step
 
 
+def _goes_on(buffer: Buffer, made: Callable[[int, int], list[dict[str, Any]]], begin: int, at: int, end: int) -> Act:
+    """Upload `begin` to `at`; what is stepped through is `at` to `end`."""
+    stream = buffer.uploads.stream(CLIENT, LIFE)
+    stream.insert(begin, made(begin, at))
+    work = made(at, end)
+    return lambda: stream.insert(at, work)
+
+
 def inserts(buffer: Buffer) -> Act:
     """Go on in a begun chunk, across two others, into a third."""
-    stream = buffer.uploads.stream(CLIENT, LIFE)
-    stream.insert(0, items(0, 2))
-    work = items(2, 13)
-    return lambda: stream.insert(2, work)
+    return _goes_on(buffer, items, 0, 2, 13)
 
 
 def goes_round(buffer: Buffer) -> Act:
-    stream = buffer.uploads.stream(CLIENT, LIFE)
-    stream.insert(0, items(0, 42))
-    work = items(42, 53)
-    return lambda: stream.insert(42, work)
+    return _goes_on(buffer, items, 0, 42, 53)
 
 
 def leaves_out(buffer: Buffer) -> Act:
@@ -89,10 +91,7 @@ def leaves_out(buffer: Buffer) -> Act:
 
 def claims_what_a_dead_one_had_claimed(buffer: Buffer) -> Act:
     """Come to the chunk in which one that had written more has begun, and committed nothing."""
-    stream = buffer.uploads.stream(CLIENT, LIFE)
-    stream.insert(40, items(40, 52))
-    work = items(52, 54)
-    return lambda: stream.insert(52, work)
+    return _goes_on(buffer, items, 40, 52, 54)
 
 
 def recovers(buffer: Buffer) -> Act:
@@ -100,10 +99,7 @@ def recovers(buffer: Buffer) -> Act:
 
 
 def waits_for_what_follows(buffer: Buffer) -> Act:
-    stream = buffer.uploads.stream(CLIENT, LIFE)
-    stream.insert(0, steps(0, 3))
-    work = steps(3, 10)
-    return lambda: stream.insert(3, work)
+    return _goes_on(buffer, steps, 0, 3, 10)
 
 
 def run(name: str, act: str, kind: str) -> None:
